@@ -1,0 +1,125 @@
+# qsweep — bare `make` builds what this machine can build; `make help` lists the rest.
+
+BUILD   ?= build
+VERSION := 0.1.0
+CC      ?= gcc
+MPICC   ?= $(shell command -v mpicc 2>/dev/null)
+NVCC    ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
+PKG     ?= pkg-config
+# make CUDA=0 or MPI=0 leaves that half out; so does a machine without the compiler.
+CUDA    ?= $(if $(NVCC),1,0)
+MPI     ?= $(if $(MPICC),1,0)
+# Statically linked small libraries where the archives are installed: one binary then starts on bare machines.
+STATIC  ?= 1
+# Architectures of the GPU code. CI builds sm_90 + PTX; `make release` builds them all; CUDA_ARCH=sm_86 narrows it.
+CUDA_ARCH ?= sm_90
+
+CFLAGS  ?= -O2 -g
+LDFLAGS ?=
+WARN    := -Wall -Wextra -Wshadow -Wno-unused-parameter
+ALL_CFLAGS = -std=c11 -D_GNU_SOURCE -DQSWEEP_VERSION='"$(VERSION)"' $(WARN) -Isrc -I. -pthread $(CFLAGS) $(EXTRA)
+
+H5_PC     := $(firstword $(foreach p,hdf5-serial hdf5,$(shell $(PKG) --exists $(p) 2>/dev/null && echo $(p))))
+H5_CFLAGS := $(if $(H5_PC),$(shell $(PKG) --cflags $(H5_PC) 2>/dev/null))
+H5_LIBDIR := $(patsubst -L%,%,$(firstword $(if $(H5_PC),$(shell $(PKG) --libs-only-L $(H5_PC) 2>/dev/null))))
+
+# $(call lib,pkg,archive): the archive itself when static linking is wanted and possible, else pkg-config's flags.
+archive = $(firstword $(wildcard $(addsuffix /$(1),$(shell $(PKG) --variable=libdir $(2) 2>/dev/null) /usr/lib/$(shell $(CC) -print-multiarch) /usr/lib)))
+lib     = $(if $(and $(filter 1,$(STATIC)),$(call archive,$(2),$(1))),$(call archive,$(2),$(1)),$(shell $(PKG) --libs $(1) 2>/dev/null))
+LIBS   := $(if $(and $(filter 1,$(STATIC)),$(wildcard $(H5_LIBDIR)/libhdf5.a)),$(H5_LIBDIR)/libhdf5.a $(call archive,libsz.a,zlib) $(call archive,libaec.a,zlib) $(call archive,libz.a,zlib),$(shell $(PKG) --libs $(H5_PC) 2>/dev/null) -lz) \
+          $(call lib,jansson,libjansson.a) $(call lib,yaml-0.1,libyaml.a) $(call lib,libpcre2-8,libpcre2-8.a) \
+          $(call lib,libxxhash,libxxhash.a) $(call lib,nettle,libnettle.a) \
+          -ldl -lm -lpthread
+
+SRC      := $(sort $(shell find src -name '*.c'))
+CUDA_SRC := $(filter src/backend/cuda%.c src/backend/peer.c,$(SRC))
+LIB_SRC  := $(filter-out src/main.c src/launch/fabric_mpi.c src/launch/fabric_solo.c $(CUDA_SRC),$(SRC))
+LIB_OBJ  := $(LIB_SRC:%=$(BUILD)/%.o)
+LIB      := $(BUILD)/libqsweep.a
+KERNELS  := $(sort $(wildcard kernels/*.cu))
+
+ifeq ($(CUDA),1)
+CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
+CUDA_OBJ  := $(CUDA_SRC:%=$(BUILD)/%.o) $(KERNELS:%=$(BUILD)/%.o)
+CUDA_LIBS := $(if $(CUDA_OBJ),-L$(CUDA_HOME)/lib64 -lcudart_static -lrt -ldl -lpthread -lstdc++)
+ARCHES    := $(foreach a,$(CUDA_ARCH),-gencode=arch=$(a:sm_%=compute_%),code=$(a)) \
+             -gencode=arch=$(patsubst sm_%,compute_%,$(patsubst %a,%,$(lastword $(CUDA_ARCH)))),code=$(patsubst sm_%,compute_%,$(patsubst %a,%,$(lastword $(CUDA_ARCH))))
+NVFLAGS   ?= -O3 -lineinfo
+$(BUILD)/src/backend/%.o: EXTRA += -DHAVE_CUDA -I$(CUDA_HOME)/include
+endif
+
+FABRIC_SOLO := $(patsubst %,$(BUILD)/%.o,$(wildcard src/launch/fabric_solo.c))
+FABRIC_MPI  := $(patsubst %,$(BUILD)/%.o,$(wildcard src/launch/fabric_mpi.c))
+PROGRAMS := $(BUILD)/qsweep $(if $(filter 1,$(MPI)),$(BUILD)/qsweep-mpi)
+all: $(PROGRAMS) ## build qsweep, and qsweep-mpi where an MPI compiler is found
+
+$(BUILD)/qsweep: $(BUILD)/src/main.c.o $(FABRIC_SOLO) $(LIB) $(CUDA_OBJ)
+	$(CC) $(CFLAGS) -pthread -Wl,--gc-sections -Wl,--as-needed -o $@ $(BUILD)/src/main.c.o $(FABRIC_SOLO) \
+	    -Wl,--start-group $(LIB) $(CUDA_OBJ) -Wl,--end-group $(LIBS) $(CUDA_LIBS) $(LDFLAGS)
+
+$(BUILD)/qsweep-mpi: $(BUILD)/src/main.c.o $(FABRIC_MPI) $(LIB) $(CUDA_OBJ) $(BUILD)/qsweep
+	$(MPICC) $(CFLAGS) -pthread -Wl,--gc-sections -Wl,--as-needed -o $@ $(BUILD)/src/main.c.o $(FABRIC_MPI) \
+	    -Wl,--start-group $(LIB) $(CUDA_OBJ) -Wl,--end-group $(LIBS) $(CUDA_LIBS) $(LDFLAGS)
+
+
+$(LIB): $(LIB_OBJ)
+	@rm -f $@
+	ar rcs $@ $^
+
+$(BUILD)/src/launch/fabric_mpi.c.o: CC = $(MPICC) # the only object that can see <mpi.h>
+$(BUILD)/src/store/%.o: EXTRA += $(H5_CFLAGS)     # the only folder that can see hdf5.h
+
+# Remake everything when the flags change: a stale object of other flags is a wrong measurement.
+FLAGS_NOW := $(CC) $(ALL_CFLAGS) $(CUDA) $(CUDA_ARCH) $(NVFLAGS) $(LIBS)
+$(BUILD)/flags: FORCE
+	@mkdir -p $(@D)
+	@printf '%s\n' '$(subst ','\'',$(FLAGS_NOW))' | cmp -s - $@ || printf '%s\n' '$(subst ','\'',$(FLAGS_NOW))' >$@
+FORCE:
+
+$(BUILD)/%.c.o: %.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -MMD -MP -c $< -o $@
+
+$(BUILD)/%.cu.o: %.cu $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(NVCC) -std=c++17 $(NVFLAGS) $(ARCHES) -Isrc -I. -MMD -MP -c $< -o $@
+
+# ---- tests -------------------------------------------------------------------------------------------------------
+# A unit test is tests/{unit,golden}/test_*.c, linked with the library and cmocka. A flow test is an executable script
+# tests/flow/test_*. Both print TAP; tests/run sums them up.
+UNIT_SRC := $(sort $(wildcard tests/unit/test_*.c tests/golden/test_*.c))
+UNIT_BIN := $(UNIT_SRC:%.c=$(BUILD)/%)
+FLOW     := $(sort $(wildcard tests/flow/test_*.sh tests/flow/test_*.py))
+FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
+
+$(BUILD)/tests/%: $(BUILD)/tests/%.c.o $(LIB) $(CUDA_OBJ) $(FABRIC_SOLO)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -pthread -o $@ $< $(FABRIC_SOLO) -Wl,--start-group $(LIB) $(CUDA_OBJ) -Wl,--end-group $(shell $(PKG) --libs cmocka) $(LIBS) $(CUDA_LIBS) $(LDFLAGS)
+
+unit: $(UNIT_BIN) ## unit and golden tests alone
+	@tests/run $(BUILD) $(UNIT_BIN)
+
+test: ## the whole test suite; installs what is missing
+	@jobs/setup.sh --for test
+	@$(MAKE) --no-print-directory -j2 all test-programs
+	@tests/run $(BUILD) $(UNIT_BIN) $(FLOW)
+
+test-programs: $(UNIT_BIN)
+
+asan: ## unit tests under AddressSanitizer and UBSan
+	@$(MAKE) --no-print-directory -j2 unit BUILD=$(BUILD)/asan CUDA=0 CFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined"
+tsan: ## unit tests under ThreadSanitizer
+	@$(MAKE) --no-print-directory -j2 unit BUILD=$(BUILD)/tsan CUDA=0 CFLAGS="-O1 -g -fsanitize=thread"
+cov: ## line coverage of the unit tests (gcov summary)
+	@$(MAKE) --no-print-directory -j2 unit BUILD=$(BUILD)/cov CUDA=0 CFLAGS="-O0 -g --coverage"
+	@cd $(BUILD)/cov && gcov -n -r $$(find src -name '*.o') 2>/dev/null | awk '/^File/{f=$$2} /^Lines/{print f, $$0}' | grep src/ | sort
+
+clean: ## remove the build folder
+	rm -rf $(BUILD)
+help: ## list these targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+.PHONY: all unit test test-programs asan tsan cov clean help FORCE
+.SECONDARY:
+.DELETE_ON_ERROR:
+
+-include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -1,0 +1,24 @@
+/* command.h — one subcommand of qsweep: its name, its help text, its entry. One small file per command in this folder.
+ *
+ * A new command: define `const struct command command_NAME` in src/cmd/NAME.c and add one line to COMMANDS below. */
+#ifndef QSWEEP_CMD_COMMAND_H
+#define QSWEEP_CMD_COMMAND_H
+
+#include <stdbool.h>
+
+struct command {
+    const char *name;
+    const char *summary; /* one line for the table in `qsweep help`                                          */
+    const char *help;    /* the whole text of `qsweep help NAME` and `qsweep NAME --help`: usage, options, examples */
+    int (*run)(int argc, char **argv); /* argv[0] is the command's name; returns the exit status              */
+    bool internal;       /* not listed in `qsweep help`                                                      */
+};
+
+/* The order here is the order in `qsweep help`. */
+#define COMMANDS(X)
+
+#define X(name) extern const struct command command_##name;
+COMMANDS(X)
+#undef X
+
+#endif

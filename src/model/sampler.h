@@ -1,0 +1,62 @@
+/* sampler.h — from logits to a token: repetition penalty, nucleus, temperature, draw. Canonical definition: BF16-rounded
+ * logits in, FP32 afterwards; the noise is counter-based (Philox 4x32-10, Salmon et al. 2011), keyed by seed, sequence,
+ * frame and codebook, so that every precision, backend and batch composition sees the same noise. */
+#ifndef QSWEEP_MODEL_SAMPLER_H
+#define QSWEEP_MODEL_SAMPLER_H
+
+#include "base/status.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum sampling_rules { SAMPLING_S1, SAMPLING_S2, SAMPLING_COUNT };
+enum history_rule { HISTORY_FAITHFUL, HISTORY_FIXED };
+
+enum { SAMPLING_WINDOW = 16, RAS_WINDOW = 10, HISTORY_MAX_CODEBOOKS = 32 };
+
+/* Defaults: sampling_defaults(). */
+struct sampling {
+    enum sampling_rules rules;
+    bool                greedy;             /* argmax after the penalty; lowest index wins ties */
+    float               temperature, top_p; /* (0, 2), (0, 1]                                   */
+    float               repetition_penalty; /* (0, 2); S2 ignores it                            */
+    int                 top_k;              /* S2: 30; 0 = off                                  */
+    enum history_rule   history;
+    uint64_t            seed;
+};
+
+void        sampling_defaults(enum sampling_rules rules, struct sampling *out);
+status_t    sampling_check(const struct sampling *s); /* ranges; ST_EUSAGE names the value */
+const char *sampling_rules_name(enum sampling_rules rules);
+int         sampling_rules_parse(const char *name);
+
+/* Where in the noise stream one draw sits. codebook 0 is the slow token; draw 1 is S2's second (RAS) sample. */
+struct noise_key {
+    uint32_t sequence, frame, codebook, draw;
+};
+
+/* Philox 4x32-10 block for (seed, key, block): 4 words. The noise of candidate index i is word i%4 of block i/4. */
+void noise_block(uint64_t seed, struct noise_key key, uint32_t block, uint32_t out[4]);
+/* Exp(1) variate of candidate i: -log((word + 0.5) / 2³²) in FP32, never 0 or infinite. */
+float noise_exp(uint64_t seed, struct noise_key key, uint32_t i);
+
+/* Draw from logits [n]. ids [n] maps an index to its token id for the penalty and the result's caller, NULL = identity.
+ * history [n_history]: token ids to penalize (duplicates count once). scratch: at least n · 8 bytes. Returns the index
+ * (not the id) drawn. The noise of index i is that of its id when ids is given, so that the full and the semantic head
+ * draw alike. */
+int sampler_draw(const struct sampling *s, const float *logits, int n, const int32_t *ids, const int32_t *history,
+                 int n_history, struct noise_key key, void *scratch);
+
+/* The reference's history of one sequence (decode.md §7): a ring of the frames after the first one. */
+struct history {
+    int32_t frames[SAMPLING_WINDOW][1 + HISTORY_MAX_CODEBOOKS]; /* [slot][token, codes…] of loop frame slot + k·16 */
+    int     n;                                                  /* loop frames so far                              */
+    int     num_codebooks;
+};
+void history_reset(struct history *h, int num_codebooks);
+void history_push(struct history *h, const int32_t *frame); /* frame [1 + num_codebooks]; skip the first frame */
+/* Ids that step 1 penalizes for the slow token (codebook 0) or residual codebook c ≥ 1; returns how many. `first`: this
+ * is the first frame of the utterance, which has no history. out: at least SAMPLING_WINDOW + HISTORY_MAX_CODEBOOKS. */
+int history_ids(const struct history *h, enum history_rule rule, bool first, int codebook, int32_t *out);
+
+#endif
