@@ -1,0 +1,88 @@
+/* result.h — everything one cell measured, as plain columns; bench fills it, store writes and reads it. */
+#ifndef QSWEEP_BENCH_RESULT_H
+#define QSWEEP_BENCH_RESULT_H
+
+#include "backend/memory.h"
+#include "sweep/cell.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Phases of a worker, in order; the trace marks them. */
+enum phase { PHASE_CONTEXT, PHASE_LOAD, PHASE_READY, PHASE_WARMUP, PHASE_MEASURE, PHASE_DONE, PHASE_COUNT };
+const char *phase_name(enum phase p);
+
+/* One row a sample (a request of one text, `batch` utterances decoded together). */
+struct sample {
+    int      text, repeat, process;  /* indices                                                    */
+    uint64_t seed;
+    int      order;                  /* position in the order in which samples really ran          */
+    int      prompt_tokens;          /* columns of one prompt                                      */
+    int      frames;                 /* over the batch, im_end frames included                     */
+    int      stop;                   /* 0 = length, 1 = im_end, 2 = cache full                     */
+    double   prefill_ms, decode_ms, codec_ms, latency_ms; /* latency = the whole request           */
+    double   first_audio_ms;         /* NaN when not measured                                      */
+    double   audio_s;                /* (frames − im_end frames)·2048/44100, or the codec's output */
+    double   energy_j;               /* NaN where there is no counter                              */
+    double   sm_clock_mhz;           /* mean over the sample, NaN on a CPU                         */
+    uint64_t throttle;               /* OR of NVML reasons seen                                    */
+    uint64_t codes_hash;             /* XXH3-64 of all frames: same codes, same hash               */
+    int64_t  t0_ns;                  /* start, CLOCK_MONOTONIC                                     */
+    size_t   step_offset;            /* first of its steps in step_ms                              */
+    int      steps;
+};
+
+/* One row a trace tick. Missing values are NaN or SIZE_MAX as noted. */
+struct trace_point {
+    int64_t  t_ns;            /* since the worker's start            */
+    uint64_t device_used;     /* bytes, UINT64_MAX when unknown (CPU) */
+    uint64_t process_used;    /* NVML per process, or RSS on the CPU  */
+    uint64_t pss;             /* CPU: proportional set, UINT64_MAX else */
+    uint64_t arena;           /* our allocator's bytes               */
+    int      phase;
+    double   sm_clock_mhz, mem_clock_mhz, power_mw, temperature_c; /* NaN when unknown or not sampled this tick */
+    uint64_t throttle;
+};
+
+/* A key and its text or number for the provenance group: host, cpu, gpu_name, gpu_uuid, driver, git, command, … */
+struct fact {
+    char *key, *value;
+};
+
+/* Quality figures; present only when measured. */
+struct quality_row {
+    int    codebook; /* 0 = semantic */
+    double kl_mean, kl_p99, kl_max, top1, rms_dp, nll, nll_ref;
+};
+
+struct result {
+    struct cell      cell;
+    enum cell_status status;
+    char            *reason;       /* "" when ok                                                    */
+    int              exit_code, signal;
+    struct sample   *samples;      size_t n_samples;
+    double          *step_ms;      size_t n_steps;   /* every measured decode step, in sample order */
+    struct trace_point *trace;     size_t n_trace;
+    struct fact     *facts;        size_t n_facts;
+    size_t           memory_ready[MEM_CLASS_COUNT], memory_peak[MEM_CLASS_COUNT]; /* bytes by class  */
+    uint64_t         baseline_bytes, peak_bytes;     /* headline VRAM figures (definition: design)   */
+    uint64_t         process_ready, process_peak, device_ready, device_peak; /* UINT64_MAX = unknown */
+    double           load_s, warmup_s, total_s;      /* phases                                      */
+    double           first_frame_s;                  /* exec of the worker to the first frame       */
+    double           step_bytes;                     /* mean fewest bytes a step moves              */
+    double           nucleus;                        /* mean entries in the slow nucleus, NaN = not counted */
+    char             engine[16];                     /* what really ran                             */
+    struct quality_row *quality;   size_t n_quality;
+    char            *log;                            /* stderr tail of the worker                   */
+    char             host[64];
+    int              rank, attempt;
+    int64_t          started_ns;                     /* wall clock, ns since the epoch              */
+};
+
+void result_init(struct result *r);
+void result_free(struct result *r);
+status_t result_add_fact(struct result *r, const char *key, const char *value);
+status_t result_add_sample(struct result *r, const struct sample *s, const double *step_ms);
+status_t result_add_trace(struct result *r, const struct trace_point *points, size_t n);
+
+#endif

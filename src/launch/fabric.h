@@ -1,0 +1,29 @@
+/* fabric.h — a group of launcher processes: who am I, and the few collectives the launcher needs.
+ * fabric_mpi.c is the only file with <mpi.h>; fabric_solo.c is a group of one. Never called from an error path. */
+#ifndef QSWEEP_LAUNCH_FABRIC_H
+#define QSWEEP_LAUNCH_FABRIC_H
+
+#include "base/status.h"
+
+#include <stddef.h>
+
+struct fabric_info {
+    int  rank, size;             /* in the whole group                        */
+    int  local_rank, local_size; /* among the ranks of this host              */
+    char host[64];
+};
+
+status_t fabric_open(int *argc, char ***argv, struct fabric_info *out);
+void     fabric_close(void);
+const char *fabric_name(void);   /* "mpi", "solo" */
+status_t fabric_barrier(void);
+status_t fabric_broadcast(void *data, size_t bytes, int root);
+/* recv [size·bytes] on root only (NULL elsewhere). */
+status_t fabric_gather(const void *send, size_t bytes, void *recv, int root);
+status_t fabric_all_gather(const void *send, size_t bytes, void *recv);
+/* Non-blocking small messages to and from rank 0, for progress and dynamic hand-out. */
+status_t fabric_send(const void *data, size_t bytes, int to, int tag);
+/* *from = -1 and ST_OK when nothing has come; waits up to timeout_ms. */
+status_t fabric_poll(void *data, size_t capacity, int tag, int timeout_ms, int *from, size_t *bytes);
+
+#endif
