@@ -12,6 +12,10 @@
 enum phase { PHASE_CONTEXT, PHASE_LOAD, PHASE_READY, PHASE_WARMUP, PHASE_MEASURE, PHASE_DONE, PHASE_COUNT };
 const char *phase_name(enum phase p);
 
+/* Why a sample ended. */
+enum stop_reason { STOP_LENGTH, STOP_IM_END, STOP_CACHE_FULL, STOP_COUNT };
+const char *stop_reason_name(enum stop_reason s); /* "length", "im_end", "cache_full" */
+
 /* One row a sample (a request of one text, `batch` utterances decoded together). */
 struct sample {
     int      text, repeat, process;  /* indices                                                    */
@@ -19,7 +23,7 @@ struct sample {
     int      order;                  /* position in the order in which samples really ran          */
     int      prompt_tokens;          /* columns of one prompt                                      */
     int      frames;                 /* over the batch, im_end frames included                     */
-    int      stop;                   /* 0 = length, 1 = im_end, 2 = cache full                     */
+    int      stop;                   /* enum stop_reason                                           */
     double   prefill_ms, decode_ms, codec_ms, latency_ms; /* latency = the whole request           */
     double   first_audio_ms;         /* NaN when not measured                                      */
     double   audio_s;                /* (frames − im_end frames)·2048/44100, or the codec's output */
@@ -32,7 +36,7 @@ struct sample {
     int      steps;
 };
 
-/* One row a trace tick. Missing values are NaN or SIZE_MAX as noted. */
+/* One row a trace tick. Missing values are NaN or UINT64_MAX as noted. */
 struct trace_point {
     int64_t  t_ns;            /* since the worker's start            */
     uint64_t device_used;     /* bytes, UINT64_MAX when unknown (CPU) */
@@ -44,7 +48,9 @@ struct trace_point {
     uint64_t throttle;
 };
 
-/* A key and its text or number for the provenance group: host, cpu, gpu_name, gpu_uuid, driver, git, command, … */
+/* A key and its text or number for the provenance group: host, cpu, gpu_name, gpu_uuid, driver, git, command, …
+ * The summary reads "gpu_name", else "cpu" (device_name), and "prequantized" ("true" when the weights were read
+ * already quantized). */
 struct fact {
     char *key, *value;
 };
@@ -65,9 +71,9 @@ struct result {
     struct trace_point *trace;     size_t n_trace;
     struct fact     *facts;        size_t n_facts;
     size_t           memory_ready[MEM_CLASS_COUNT], memory_peak[MEM_CLASS_COUNT]; /* bytes by class  */
-    uint64_t         baseline_bytes, peak_bytes;     /* headline VRAM figures (definition: design)   */
+    uint64_t         baseline_bytes, peak_bytes;     /* headline VRAM figures (definition: design); UINT64_MAX = never reached */
     uint64_t         process_ready, process_peak, device_ready, device_peak; /* UINT64_MAX = unknown */
-    double           load_s, warmup_s, total_s;      /* phases                                      */
+    double           load_s, warmup_s, total_s;      /* phases; NaN = never finished                */
     double           first_frame_s;                  /* exec of the worker to the first frame       */
     double           step_bytes;                     /* mean fewest bytes a step moves              */
     double           nucleus;                        /* mean entries in the slow nucleus, NaN = not counted */
@@ -79,9 +85,19 @@ struct result {
     int64_t          started_ns;                     /* wall clock, ns since the epoch              */
 };
 
+/* Nothing measured yet: status pending, every figure unknown (NaN, UINT64_MAX), texts NULL (read as ""). */
 void result_init(struct result *r);
-void result_free(struct result *r);
-status_t result_add_fact(struct result *r, const char *key, const char *value);
+void result_free(struct result *r); /* back to result_init's state */
+
+/* Replace a text; NULL means "". */
+status_t result_set_reason(struct result *r, const char *text);
+status_t result_set_log(struct result *r, const char *text);
+
+/* A fact whose key is already there replaces it. Keys: 1–200 bytes. */
+status_t    result_add_fact(struct result *r, const char *key, const char *value);
+const char *result_fact(const struct result *r, const char *key); /* NULL when there is none */
+
+/* Append a copy of *s and its s->steps step times; step_offset of the copy is set here. */
 status_t result_add_sample(struct result *r, const struct sample *s, const double *step_ms);
 status_t result_add_trace(struct result *r, const struct trace_point *points, size_t n);
 
