@@ -38,7 +38,9 @@ struct decode_options {
 
 struct decoder;
 
-/* The backend and the weights must outlive the decoder. Weights are adopted (uploaded) here. */
+/* The backend and the weights must outlive the decoder. Weights are adopted (uploaded) here, or by the fused engine, which
+ * gets `w` as it is and a copy of the options that lives as long as the decoder: sequence_ids is never NULL in it and
+ * is read anew at every prefill. AUTO falls back to ops when fused_open answers ST_EUNSUPPORTED. */
 status_t decoder_open(struct backend *be, const struct weights *w, const struct decode_options *options,
                       struct decoder **out);
 void decoder_close(struct decoder *d); /* NULL is accepted */

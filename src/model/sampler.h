@@ -1,6 +1,7 @@
-/* sampler.h — from logits to a token: repetition penalty, nucleus, temperature, draw. Canonical definition: BF16-rounded
- * logits in, FP32 afterwards; the noise is counter-based (Philox 4x32-10, Salmon et al. 2011), keyed by seed, sequence,
- * frame and codebook, so that every precision, backend and batch composition sees the same noise. */
+/* sampler.h — from logits to a token: repetition penalty, nucleus, temperature, draw. The canonical steps and their
+ * arithmetic, which a device kernel repeats bit for bit, are in sampler_math.h: BF16-rounded logits in (FP32 ones on the
+ * fp32 path), FP32 afterwards; the noise is counter-based (Philox 4x32-10), keyed by seed, sequence, frame and codebook,
+ * so that every precision, backend and batch composition sees the same noise. */
 #ifndef QSWEEP_MODEL_SAMPLER_H
 #define QSWEEP_MODEL_SAMPLER_H
 
@@ -40,12 +41,18 @@ void noise_block(uint64_t seed, struct noise_key key, uint32_t block, uint32_t o
 /* Exp(1) variate of candidate i: -log((word + 0.5) / 2³²) in FP32, never 0 or infinite. */
 float noise_exp(uint64_t seed, struct noise_key key, uint32_t i);
 
-/* Draw from logits [n]. ids [n] maps an index to its token id for the penalty and the result's caller, NULL = identity.
- * history [n_history]: token ids to penalize (duplicates count once). scratch: at least n · 8 bytes. Returns the index
- * (not the id) drawn. The noise of index i is that of its id when ids is given, so that the full and the semantic head
- * draw alike. */
+/* Draw from logits [n], 1 ≤ n ≤ 2²⁴. ids [n] maps an index to its token id for the penalty and the noise, NULL = identity.
+ * history [n_history]: S1: token ids to penalize (duplicates count once); S2: the semantic ids among the last RAS_WINDOW
+ * tokens: if the token drawn is one of them, the result is a second draw (key.draw 1) with temperature 1 and top-p 0.9.
+ * scratch: at least n · 8 bytes, aligned for float. Returns the index (not the id) drawn. The noise of index i is that of
+ * its id when ids is given, so that the full and the semantic head draw alike. S2's mask (semantic ids and im_end only) is
+ * the caller's: it hands over no other candidate. */
 int sampler_draw(const struct sampling *s, const float *logits, int n, const int32_t *ids, const int32_t *history,
                  int n_history, struct noise_key key, void *scratch);
+
+/* Candidates left by steps 1 to 4 for the same arguments: the size of the nucleus. */
+int sampler_nucleus(const struct sampling *s, const float *logits, int n, const int32_t *ids, const int32_t *history,
+                    int n_history, void *scratch);
 
 /* The reference's history of one sequence (decode.md §7): a ring of the frames after the first one. */
 struct history {
@@ -58,5 +65,7 @@ void history_push(struct history *h, const int32_t *frame); /* frame [1 + num_co
 /* Ids that step 1 penalizes for the slow token (codebook 0) or residual codebook c ≥ 1; returns how many. `first`: this
  * is the first frame of the utterance, which has no history. out: at least SAMPLING_WINDOW + HISTORY_MAX_CODEBOOKS. */
 int history_ids(const struct history *h, enum history_rule rule, bool first, int codebook, int32_t *out);
+/* S2: the ids in [semantic_begin, semantic_end] among the tokens of the last RAS_WINDOW loop frames. out: RAS_WINDOW. */
+int history_recent(const struct history *h, int semantic_begin, int semantic_end, int32_t *out);
 
 #endif

@@ -16,7 +16,8 @@ struct matrix {
     const void  *w;           /* [rows, cols]; alignment of one element only                       */
     const void  *scales;      /* DT_I8: [rows] of scale_dtype, y = bf16(bf16(q·x)·scale)           */
     enum dtype   scale_dtype; /* DT_BF16 or DT_F32                                                 */
-    const float *bias;        /* [rows] widened exactly, or NULL; added after the product, then rounded */
+    const float *bias;        /* [rows] widened exactly, or NULL. F32, BF16: y = bf16(sum + bias), one rounding;
+                                 DT_I8: y = bf16(bf16(bf16(sum)·scale) + bias)                      */
 };
 
 struct block {

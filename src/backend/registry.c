@@ -1,0 +1,51 @@
+/* Which backends this program has. The only place that knows whether CUDA was built in. */
+#include "backend/backend.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+extern const struct backend_ops cpu_ref_ops;
+#ifdef HAVE_CUDA
+extern const struct backend_ops cuda_ops __attribute__((weak)); /* absent while the CUDA half is not linked */
+#endif
+
+status_t backend_find(const char *name, const struct backend_ops **out)
+{
+    if (strcmp(name, "cpu_ref") == 0 || strcmp(name, "cpu") == 0) {
+        *out = &cpu_ref_ops;
+        return ST_OK;
+    }
+    if (strcmp(name, "cuda") == 0) {
+#ifdef HAVE_CUDA
+        if (&cuda_ops) {
+            *out = &cuda_ops;
+            return ST_OK;
+        }
+#endif
+        return FAIL(ST_EUNSUPPORTED, "device \"cuda\": this qsweep was built without CUDA; use --device cpu");
+    }
+    return FAIL(ST_EUSAGE, "device \"%s\": want cpu, cpu_ref, cuda or cuda:INDEX", name);
+}
+
+status_t backend_open(const char *device, const struct backend_options *options, struct backend **out)
+{
+    struct backend_options      o     = *options;
+    const struct backend_ops   *ops   = NULL;
+    const char                 *colon = strchr(device, ':');
+    if (colon) {
+        char *end;
+        long  index = strtol(colon + 1, &end, 10);
+        if (strncmp(device, "cuda:", 5) != 0 || colon[1] < '0' || colon[1] > '9' || *end || index > 1023)
+            return FAIL(ST_EUSAGE, "device \"%s\": want cpu, cpu_ref, cuda or cuda:INDEX", device);
+        o.device = (int)index;
+        device   = "cuda";
+    }
+    TRY(backend_find(device, &ops));
+    return ops->open(&o, out);
+}
+
+void backend_close(struct backend *be)
+{
+    if (be)
+        backend_ops_of(be)->close(be);
+}
