@@ -74,7 +74,7 @@ struct backend_ops {
 
     /* Make a host matrix usable: the CPU may keep it mapped (accounted in full) or repack it, a device copies it. */
     status_t (*adopt)(struct backend *be, const struct matrix *host, struct matrix *out);
-    void (*release)(struct backend *be, struct matrix *m);
+    void (*release)(struct backend *be, struct matrix *m); /* m->w NULL: nothing to do */
 
     /* x [n][dim] from token columns (host) cols [n][1 + num_codebooks]: decode.md §3. */
     status_t (*embed)(struct backend *be, const struct embed_args *args, const int32_t *cols, int n, float *d_x);
@@ -92,7 +92,7 @@ struct backend_ops {
      * fast: the fast stack's explicit BF16 products (decode.md §6): scores and probabilities rounded too. */
     status_t (*attention)(struct backend *be, float *d_y, const float *d_qkv, int n_head, const struct kv_cache *kv,
                           const struct token_batch *tokens, bool fast);
-    /* y [n][dim] = BF16(BF16(SiLU(g)) · up). */
+    /* y [n][dim] = BF16(BF16(SiLU(g)) · up); d_y may be d_gate. */
     status_t (*silu_mul)(struct backend *be, float *d_y, const float *d_gate, const float *d_up, int n, int dim);
     /* x [n][dim] = BF16(x + y). */
     status_t (*add)(struct backend *be, float *d_x, const float *d_y, int n, int dim);
@@ -107,6 +107,8 @@ struct backend_ops {
     status_t (*fused_run)(struct fused *f, int n, int32_t *frames, double *step_ms, int *n_done);
     /* Bytes one frame must move at this context (weights once, KV read), for the roofline. */
     size_t (*fused_frame_bytes)(const struct fused *f, int context);
+    /* "graph" or "persistent": what AUTO became. */
+    const char *(*fused_engine)(const struct fused *f);
 };
 
 /* What every backend's struct starts with. */
