@@ -4,18 +4,7 @@
 
 #include "checkpoint/config.h"
 #include "checkpoint/tokenizer.h"
-
-/* Codes of an utterance: values [codebooks][frames] row-major. */
-struct codes {
-    int      codebooks, frames;
-    int32_t *values;
-};
-
-/* Parse a JSON array of arrays, the object that `generate --codes` writes, or a .npy (v1–v3, C or Fortran order, int
- * dtypes). Checks 0 ≤ value < codebook_size. */
-status_t codes_parse(const void *bytes, size_t size, const char *label, int codebook_size, struct codes *out);
-status_t codes_open(const char *path, int codebook_size, struct codes *out);
-void     codes_free(struct codes *c);
+#include "model/codes.h"
 
 struct voice {
     const char  *text; /* transcript */
@@ -28,10 +17,21 @@ struct prompt {
     int32_t *values;
 };
 
-/* S1 format of decode.md §9; with family S2 the chat format as far as specified (else ST_EUNSUPPORTED).
- * control_tokens: literal special tokens inside text become control ids (the reference's behaviour); default off. */
+/* S1 format (fishaudio/fish-speech, content_sequence.py, d3df505): <|interleave|>, for each voice its speaker tag,
+ * transcript, semantic columns and <|im_end|>, then the speaker tag and the text, left open. With family S2:
+ * ST_EUNSUPPORTED (its chat format needs a tokenizer.json, which is not read). Voice codes that do not fit the model, or
+ * a prompt of max_seq_len columns or more: ST_EINPUT.
+ * control_tokens: literal special tokens inside text become control ids (the original's behaviour); default off. */
 status_t prompt_build(const struct tokenizer *t, const struct model_config *config, const char *text,
                       const struct voice *voices, int n_voices, bool control_tokens, struct prompt *out);
-void     prompt_free(struct prompt *p);
+
+/* Take a ready prompt: a JSON array (or .npy) [1 + num_codebooks][columns], a single row of text ids (the codes are then
+ * 0), or the object that `generate --codes` writes (its "prompt"). Checks 0 ≤ id < vocab_size, 0 ≤ code < codebook_size
+ * and 0 < columns < max_seq_len. */
+status_t prompt_ids_parse(const void *bytes, size_t size, const char *label, const struct model_config *config,
+                          struct prompt *out);
+status_t prompt_ids_open(const char *path, const struct model_config *config, struct prompt *out);
+
+void prompt_free(struct prompt *p);
 
 #endif
