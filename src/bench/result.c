@@ -19,7 +19,7 @@ const char *stop_reason_name(enum stop_reason s)
 void result_init(struct result *r)
 {
     memset(r, 0, sizeof *r);
-    r->status         = CELL_PENDING;
+    r->status = CELL_PENDING;
     r->baseline_bytes = r->peak_bytes = UINT64_MAX;
     r->process_ready = r->process_peak = r->device_ready = r->device_peak = UINT64_MAX;
     r->load_s = r->warmup_s = r->total_s = r->first_frame_s = r->step_bytes = r->nucleus = NAN;
@@ -63,7 +63,7 @@ status_t result_set_log(struct result *r, const char *text)
 }
 
 /* An array of n elements has room for the next power of two: appending costs O(1), and no capacity is stored. */
-static size_t room_for(size_t n)
+size_t result_room(size_t n)
 {
     size_t room = n ? 16 : 0;
     while (room < n)
@@ -75,8 +75,8 @@ static status_t make_room(void **array, size_t n, size_t more, size_t element)
 {
     if (more > SIZE_MAX / 4 / element - n)
         return FAIL(ST_ENOMEM, "a result of %zu + %zu rows does not fit in memory", n, more);
-    size_t room = room_for(n + more);
-    if (room == room_for(n))
+    size_t room = result_room(n + more);
+    if (room == result_room(n))
         return ST_OK;
     void *grown = realloc(*array, room * element);
     if (!grown)
@@ -109,7 +109,7 @@ status_t result_add_fact(struct result *r, const char *key, const char *value)
 
     void *facts = r->facts;
     TRY(make_room(&facts, r->n_facts, 1, sizeof *r->facts));
-    r->facts         = facts;
+    r->facts = facts;
     struct fact made = {0};
     TRY(replace_text(&made.key, key));
     status_t st = replace_text(&made.value, value);
@@ -131,9 +131,9 @@ status_t result_add_sample(struct result *r, const struct sample *s, const doubl
     r->step_ms = all_steps;
 
     struct sample *row = &r->samples[r->n_samples++];
-    *row               = *s;
-    row->step_offset   = r->n_steps;
-    row->steps         = (int)steps;
+    *row = *s;
+    row->step_offset = r->n_steps;
+    row->steps = (int)steps;
     if (steps)
         memcpy(r->step_ms + r->n_steps, step_ms, steps * sizeof *step_ms);
     r->n_steps += steps;

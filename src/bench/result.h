@@ -100,5 +100,7 @@ const char *result_fact(const struct result *r, const char *key); /* NULL when t
 /* Append a copy of *s and its s->steps step times; step_offset of the copy is set here. */
 status_t result_add_sample(struct result *r, const struct sample *s, const double *step_ms);
 status_t result_add_trace(struct result *r, const struct trace_point *points, size_t n);
+/* Elements that an array of n must have room for: whoever fills the arrays of a result directly allocates this many. */
+size_t result_room(size_t n);
 
 #endif

@@ -33,7 +33,7 @@ double stats_quantile(const double *x, size_t n, double q, double *scratch)
     memcpy(scratch, x, n * sizeof *x);
     qsort(scratch, n, sizeof *scratch, by_value);
     double position = q * (double)(n - 1);
-    size_t below    = (size_t)position;
+    size_t below = (size_t)position;
     if (below >= n - 1)
         return scratch[n - 1];
     double share = position - (double)below;
