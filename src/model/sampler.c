@@ -111,7 +111,7 @@ enum { RADIX_BUCKETS = 4096 };
 
 /* Step 4 without a sort: a radix descent over the ordered keys, 12 + 10 + 10 bits, each level summing count and mass of a
  * bucket, walking buckets from the top while they fit whole, and opening the first that does not. O(n); the integer sums
- * make it equal to sorting, bit for bit. Level one of 155,776 logits takes 0.5 ms on one 2.6 GHz core, a sort 12 ms. */
+ * make it equal to sorting, bit for bit. A draw from 155,776 logits takes 4 ms on one 2.6 GHz core, from 4,097 0.06 ms. */
 static struct cut find_cut(const float *z, int n, float max, float top_p, int top_k)
 {
     static const int shifts[3] = {20, 10, 0}, widths[3] = {12, 10, 10};
