@@ -74,6 +74,13 @@ FLAGS_NOW := $(CC) $(ALL_CFLAGS) $(CUDA) $(CUDA_ARCH) $(NVFLAGS) $(LIBS)
 $(BUILD)/flags: FORCE
 	@mkdir -p $(@D)
 	@printf '%s\n' '$(subst ','\'',$(FLAGS_NOW))' | cmp -s - $@ || printf '%s\n' '$(subst ','\'',$(FLAGS_NOW))' >$@
+# The commit goes into provenance, and only that object is made again when it changes.
+GIT_NOW := $(shell git describe --always --dirty --abbrev=12 2>/dev/null || echo unknown)
+$(BUILD)/git: FORCE
+	@mkdir -p $(@D)
+	@echo '$(GIT_NOW)' | cmp -s - $@ || echo '$(GIT_NOW)' >$@
+$(BUILD)/src/bench/facts.c.o: EXTRA += -DQSWEEP_GIT='"$(GIT_NOW)"'
+$(BUILD)/src/bench/facts.c.o: $(BUILD)/git
 FORCE:
 
 $(BUILD)/%.c.o: %.c $(BUILD)/flags

@@ -9,7 +9,7 @@
 #define QSWEEP_LAUNCH_SPAWN_H
 
 #include "base/status.h"
-#include "launch/cores.h"
+#include "base/cores.h"
 
 #include <stdbool.h>
 #include <stddef.h>

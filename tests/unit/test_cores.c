@@ -5,7 +5,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include "launch/cores.h"
+#include "base/cores.h"
 
 static struct cores numbered(int n)
 {

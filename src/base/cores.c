@@ -1,5 +1,5 @@
 /* cores.c — affinity masks as plain lists of numbers. */
-#include "launch/cores.h"
+#include "base/cores.h"
 
 #include <errno.h>
 #include <sched.h>

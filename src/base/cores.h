@@ -1,6 +1,6 @@
 /* cores.h — which processor cores this host lets us use, and how ranks of one host divide them. */
-#ifndef QSWEEP_LAUNCH_CORES_H
-#define QSWEEP_LAUNCH_CORES_H
+#ifndef QSWEEP_BASE_CORES_H
+#define QSWEEP_BASE_CORES_H
 
 #include "base/status.h"
 
