@@ -2,7 +2,8 @@
  *
  * Finds model.safetensors, model.safetensors.index.json or model.pth; applies the original's key rules (`state_dict`,
  * `model.`, `audio_`, wq|wk|wv → wqkv, S2's remap); checks every expected tensor's presence, shape and dtype. Missing or
- * mis-shaped tensors and LoRA files are ST_EINPUT. Also opens legacy-format INT8 model.pth directories (name has int8). */
+ * mis-shaped tensors and LoRA files are ST_EINPUT. INT8 weights with scales are recognised by content: with a
+ * `quantization` object in config.json they are ours, without one the legacy form of fish-speech. */
 #ifndef QSWEEP_CHECKPOINT_CHECKPOINT_H
 #define QSWEEP_CHECKPOINT_CHECKPOINT_H
 
@@ -15,9 +16,12 @@ struct checkpoint {
     struct model_config config;             /* token ids filled in (S1: from the tokenizer) */
     struct tensor_set   tensors;            /* names as in spec §3: "layers.0.attention.wqkv.weight", … */
     size_t              weight_bytes;       /* Σ bytes of tensors                           */
+    char                identity[33];       /* of the files when opened: sizes, times, inodes */
     struct checkpoint_files *files;         /* maps behind the tensors; opaque              */
 };
 
+/* Map dir's checkpoint. Only tensors of the model are kept; others are ignored with one warning. No weight is copied,
+ * except wq, wk, wv of old files (concatenated) and strided tensors. */
 status_t checkpoint_open(const char *dir, struct checkpoint **out);
 void     checkpoint_close(struct checkpoint *c); /* NULL is accepted */
 

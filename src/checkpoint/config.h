@@ -44,6 +44,9 @@ status_t config_parse(const char *bytes, size_t size, const char *label, struct 
 
 const char *recipe_name(enum recipe recipe); /* "none", "torchao", "torchao-v2", "legacy" */
 
+/* Everything that decides what the model computes, as one line of text (for identities; source_hash is left out). */
+void config_canonical(const struct model_config *config, char *out, size_t size);
+
 /* Parameters of the model this configuration describes (biases and optional parts included). */
 long long config_parameters(const struct model_config *config);
 

@@ -2,6 +2,7 @@
 #ifndef QSWEEP_CHECKPOINT_SAFETENSORS_H
 #define QSWEEP_CHECKPOINT_SAFETENSORS_H
 
+#include "base/filemap.h"
 #include "checkpoint/tensor.h"
 
 struct safetensors;
@@ -13,6 +14,18 @@ status_t safetensors_open(const char *path, struct safetensors **out);
 void     safetensors_close(struct safetensors *s); /* NULL is accepted */
 
 const struct tensor_set *safetensors_tensors(const struct safetensors *s);
+/* The map behind the tensors (empty after safetensors_parse). */
+const struct filemap *safetensors_map(const struct safetensors *s);
+/* A text of the file's __metadata__, or NULL. */
+const char *safetensors_metadata(const struct safetensors *s, const char *key);
+
+/* The index of a sharded model: which file holds which tensor. */
+struct safetensors_index {
+    char **tensors, **files; /* [count]; tensors[i] lies in files[i], a bare file name; order of the index */
+    size_t count;
+};
+status_t safetensors_index_parse(const char *bytes, size_t size, const char *label, struct safetensors_index *out);
+void     safetensors_index_free(struct safetensors_index *index);
 
 /* Write a file in two steps, so that data can be produced while writing: begin with the full list (dtype, shape, bytes;
  * data ignored), then data in the order of the list, any chunking; end checks that all bytes came, fsyncs and renames.

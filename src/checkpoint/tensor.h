@@ -5,12 +5,13 @@
 
 #include "base/status.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 enum dtype { DT_F32, DT_BF16, DT_F16, DT_F64, DT_I8, DT_U8, DT_I16, DT_I32, DT_I64, DT_BOOL, DT_F8_E4M3, DT_F8_E5M2, DT_COUNT };
 
-enum { TENSOR_MAX_RANK = 8 };
+enum { TENSOR_MAX_RANK = 8, TENSOR_MAX_NAME = 1024 };
 
 struct tensor {
     const char *name;                  /* owned by the set                                   */
@@ -29,9 +30,19 @@ struct tensor_set {
 
 size_t      dtype_size(enum dtype dtype);        /* bytes of one element            */
 const char *dtype_name(enum dtype dtype);        /* safetensors spelling: "BF16", … */
+bool        dtype_parse(const char *name, enum dtype *out); /* the reverse; false when there is no such */
 
 /* Number of elements; the shape was checked (product fits 63 bits) when the tensor was made. */
 int64_t tensor_elements(const struct tensor *t);
+
+/* Elements and bytes of a shape from outside; false when rank or a size is out of range or a product leaves 63 bits. */
+bool tensor_measure(enum dtype dtype, int rank, const int64_t *shape, int64_t *elements, size_t *bytes);
+
+/* A name fit for messages and files: 1…TENSOR_MAX_NAME bytes of UTF-8 without control characters. */
+bool tensor_name_valid(const char *name, size_t length);
+
+/* "[4096, 1024]" for messages. */
+void tensor_shape_text(const struct tensor *t, char *out, size_t size);
 
 /* Append a copy of *t (name copied); tensor_set_sort() puts the set in order and refuses duplicates with ST_EINPUT. */
 status_t tensor_set_add(struct tensor_set *set, const struct tensor *t);
