@@ -93,8 +93,8 @@ static status_t quantize_range(const struct conversion *v)
     int8_t      *q      = (int8_t *)v->out + (size_t)v->row0 * cols;
     char        *scales = (char *)v->scales + (size_t)v->row0 * scale_size;
     if (v->t->dtype == DT_BF16)
-        return quantize_rows(v->recipe, (const char *)v->t->data + (size_t)v->row0 * cols * 2, DT_BF16, v->row1 - v->row0,
-                             v->cols, q, scales);
+        return quantize_rows(v->recipe, v->t->name, v->row0, (const char *)v->t->data + (size_t)v->row0 * cols * 2, DT_BF16,
+                             v->row1 - v->row0, v->cols, q, scales);
     bf16_t *row = malloc(cols * sizeof *row);
     if (!row)
         return FAIL(ST_ENOMEM, "no host memory for a row of %zu weights", cols);
@@ -102,7 +102,7 @@ static status_t quantize_range(const struct conversion *v)
     for (int64_t r = v->row0; r < v->row1 && st == ST_OK; r++, q += cols, scales += scale_size) {
         for (size_t j = 0; j < cols; j++)
             row[j] = bf16_from_f32(element(v->t, (size_t)r * cols + j));
-        st = quantize_rows(v->recipe, row, DT_BF16, 1, v->cols, q, scales);
+        st = quantize_rows(v->recipe, v->t->name, r, row, DT_BF16, 1, v->cols, q, scales);
     }
     free(row);
     return st;
