@@ -5,8 +5,9 @@
  *
  * Activations are FP32 arrays in device memory, [tokens][width] row-major. With ROUND_BF16 every op rounds its results to
  * BF16 exactly where the original does (decode.md §3–§6), so an activation array then only holds BF16 values; with
- * ROUND_NONE nothing is rounded but the RoPE tables, which are BF16 in both. Sums are FP32 in an order that does not
- * depend on the number of tokens or of other sequences: results are bit-repeatable and the same for any batch.
+ * ROUND_NONE nothing is rounded but the RoPE tables, which are BF16 in both. Sums are FP32 (FP64 in cpu_ref) in an order
+ * that does not depend on the number of tokens or of other sequences: results are bit-repeatable and the same for any
+ * batch.
  * Ops enqueue or run at once; `sync` waits. Pointers named d_* are device memory of this backend. */
 #ifndef QSWEEP_BACKEND_BACKEND_H
 #define QSWEEP_BACKEND_BACKEND_H

@@ -1,5 +1,5 @@
-/* The scalar twin: every op of backend.h as plain loops on host memory, one thread, sums in index order. It defines what
- * the other backends must compute; speed is no concern here. */
+/* The scalar twin: every op of backend.h as plain loops on host memory, one thread. It defines what the other backends
+ * must compute, so sums run in index order in FP64 and are rounded to FP32 once; speed is no concern here. */
 #include "backend/backend.h"
 #include "model/bf16.h"
 
@@ -162,12 +162,12 @@ static status_t ref_embed(struct backend *be, const struct embed_args *a, const 
         const int32_t *col      = cols + (size_t)t * (size_t)(1 + a->num_codebooks);
         bool           semantic = col[0] >= a->semantic_begin && col[0] <= a->semantic_end;
         for (int j = 0; j < dim; j++) {
-            float e = 0.0f;
+            double e = 0;
             for (int c = 0; semantic && c < a->num_codebooks; c++)
-                e += element(a->codebook_embeddings,
-                             ((size_t)c * (size_t)a->codebook_size + (size_t)col[1 + c]) * (size_t)dim + (size_t)j);
+                e += (double)element(a->codebook_embeddings,
+                                     ((size_t)c * (size_t)a->codebook_size + (size_t)col[1 + c]) * (size_t)dim + (size_t)j);
             float x = element(a->embeddings, (size_t)col[0] * (size_t)dim + (size_t)j);
-            x       = rnd(bf16, x + rnd(bf16, e));
+            x       = rnd(bf16, x + rnd(bf16, (float)e));
             d_x[(size_t)t * (size_t)dim + (size_t)j] = semantic && a->scale ? rnd(bf16, x * factor) : x;
         }
     }
@@ -186,10 +186,10 @@ static status_t ref_gather(struct backend *be, const struct matrix *table, const
 
 static void normalize(bool bf16, float *y, const float *x, const float *w, int dim, float eps)
 {
-    float sum = 0.0f;
+    double sum = 0;
     for (int j = 0; j < dim; j++)
-        sum += x[j] * x[j];
-    float r = 1.0f / sqrtf(sum / (float)dim + eps);
+        sum += (double)x[j] * (double)x[j];
+    float r = 1.0f / sqrtf((float)(sum / dim) + eps);
     for (int j = 0; j < dim; j++)
         y[j] = rnd(bf16, rnd(bf16, x[j] * r) * w[j]);
 }
@@ -204,21 +204,21 @@ static status_t ref_rmsnorm(struct backend *be, float *d_y, const float *d_x, co
 static float dot(const struct matrix *w, size_t row, const float *x)
 {
     size_t cols = (size_t)w->cols;
-    float  sum  = 0.0f;
+    double sum  = 0;
     switch (w->format) {
     case DT_F32:
         for (size_t j = 0; j < cols; j++)
-            sum += ((const float *)w->w)[row * cols + j] * x[j];
+            sum += (double)((const float *)w->w)[row * cols + j] * (double)x[j];
         break;
     case DT_BF16:
         for (size_t j = 0; j < cols; j++)
-            sum += bf16_to_f32(((const bf16_t *)w->w)[row * cols + j]) * x[j];
+            sum += (double)bf16_to_f32(((const bf16_t *)w->w)[row * cols + j]) * (double)x[j];
         break;
     default:
         for (size_t j = 0; j < cols; j++)
-            sum += (float)((const int8_t *)w->w)[row * cols + j] * x[j];
+            sum += (double)((const int8_t *)w->w)[row * cols + j] * (double)x[j];
     }
-    return sum;
+    return (float)sum;
 }
 
 static status_t ref_matmul(struct backend *be, float *d_y, int ldy, const struct matrix *w, int row0, int row_count,
@@ -314,24 +314,27 @@ static status_t ref_rope_append(struct backend *be, float *d_qkv, const struct r
 static void attend(bool bf16, bool fast, float *y, const float *q, const struct kv_cache *kv, size_t row0, int len,
                    float *scores)
 {
-    int   d     = kv->head_dim;
-    float scale = 1.0f / sqrtf((float)d), most = -INFINITY, sum = 0.0f;
+    int    d     = kv->head_dim;
+    float  scale = 1.0f / sqrtf((float)d), most = -INFINITY;
+    double sum   = 0;
     for (int p = 0; p < len; p++) {
-        float s = 0.0f;
+        double s = 0;
         for (int j = 0; j < d; j++)
-            s += q[j] * kv_load(kv->format, kv->d_k, kv->d_k_scale, row0 + (size_t)p, d, j);
-        scores[p] = fast ? rnd(bf16, rnd(bf16, s) * scale) : s * scale;
+            s += (double)q[j] * (double)kv_load(kv->format, kv->d_k, kv->d_k_scale, row0 + (size_t)p, d, j);
+        scores[p] = fast ? rnd(bf16, rnd(bf16, (float)s) * scale) : (float)s * scale;
         most      = fmaxf(most, scores[p]);
     }
     for (int p = 0; p < len; p++)
-        sum += scores[p] = expf(scores[p] - most);
+        sum += (double)(scores[p] = expf(scores[p] - most));
+    for (int p = 0; p < len; p++)
+        scores[p] = (float)((double)scores[p] / sum);
     for (int p = 0; fast && p < len; p++)
-        scores[p] = rnd(bf16, scores[p] / sum);
+        scores[p] = rnd(bf16, scores[p]);
     for (int j = 0; j < d; j++) {
-        float o = 0.0f;
+        double o = 0;
         for (int p = 0; p < len; p++)
-            o += scores[p] * kv_load(kv->format, kv->d_v, kv->d_v_scale, row0 + (size_t)p, d, j);
-        y[j] = rnd(bf16, fast ? o : o / sum);
+            o += (double)scores[p] * (double)kv_load(kv->format, kv->d_v, kv->d_v_scale, row0 + (size_t)p, d, j);
+        y[j] = rnd(bf16, (float)o);
     }
 }
 

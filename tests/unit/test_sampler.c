@@ -5,7 +5,6 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include "base/log.h"
 #include "model/bf16.h"
 #include "model/sampler.h"
 #include "model/sampler_math.h"
@@ -492,7 +491,6 @@ static void recent_history_holds_the_last_ten_semantic_tokens(void **unused)
 
 static void parameters_outside_their_ranges_are_refused(void **unused)
 {
-    log_set_level((enum log_level)-1);
     struct sampling s = rules_s1(), bad;
     assert_int_equal(sampling_check(&s), ST_OK);
     const float wrong[] = {0.0f, -1.0f, 2.0f, NAN, INFINITY};
