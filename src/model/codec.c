@@ -326,8 +326,8 @@ static status_t load_weights(struct codec *c, const char *path)
     snprintf(json, sizeof json, "%.*s/codec.json", folder ? (int)strlen(path) : (int)(strrchr(path, '/') ? strrchr(path, '/') - path : 1),
              folder || strrchr(path, '/') ? path : ".");
     if (stat(json, &info) == 0) {
-        char  *text;
-        size_t size;
+        char  *text = NULL;
+        size_t size = 0;
         TRY(read_file(json, &text, &size));
         st = codec_config_parse(text, size, json, &config);
         free(text);

@@ -1,7 +1,7 @@
 #include "model/codec_weights.h"
 
 #include "model/bf16.h"
-#include "model/quantize.h"
+#include "model/int8_rows.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -140,8 +140,7 @@ static status_t finish(struct builder *b, const char *name, float *w, int rows, 
         float *scales;
         TRY(take(cw, n, &store));
         TRY(take(cw, (size_t)rows * sizeof *scales, &scales));
-        if (quantize_rows(RECIPE_TORCHAO, w, DT_F32, rows, (int64_t)taps * cols, store, scales) != ST_OK)
-            return FAIL(ST_EINPUT, "%s: tensor %s cannot be quantized", b->label, name);
+        TRY(quantize_rows(RECIPE_TORCHAO, name, 0, w, DT_F32, rows, (int64_t)taps * cols, store, scales));
         m.format = DT_I8;
         m.scales = scales;
         cw->bytes += n + (size_t)rows * sizeof *scales;
@@ -294,7 +293,7 @@ static status_t convnext(struct builder *b, const char *prefix, int channels, st
 /* w1 and w3 as one matrix of 2·intermediate rows: one pass over the input. */
 static status_t gate_and_up(struct builder *b, const char *prefix, int rows, int cols, struct codec_matrix *out)
 {
-    char                 names[2][160];
+    char                 names[2][200];
     const struct tensor *t[2];
     size_t               n = (size_t)rows * (size_t)cols;
     float               *w = malloc(2 * n * sizeof *w);
