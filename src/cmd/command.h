@@ -16,6 +16,7 @@ struct command {
 
 /* The order here is the order in `qsweep help`. */
 #define COMMANDS(X) \
+    X(generate) \
     X(cell)
 
 #define X(name) extern const struct command command_##name;
