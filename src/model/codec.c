@@ -1,6 +1,7 @@
 #include "model/codec.h"
 
 #include "backend/codec_ops.h"
+#include "base/file.h"
 #include "checkpoint/torch_file.h"
 #include "model/bf16.h"
 #include "model/codec_weights.h"
@@ -293,24 +294,6 @@ static size_t buffer_items(const struct codec *c)
     return most;
 }
 
-static status_t read_file(const char *path, char **out, size_t *size)
-{
-    FILE *f = fopen(path, "rb");
-    if (!f)
-        return FAIL(ST_EIO, "%s: cannot be opened: %m", path);
-    char  *text = malloc(1 << 20);
-    size_t n    = text ? fread(text, 1, 1 << 20, f) : 0;
-    bool   bad  = !text || ferror(f) || n == 1 << 20;
-    fclose(f);
-    if (bad) {
-        free(text);
-        return FAIL(ST_EINPUT, "%s: cannot be read or is larger than 1 MiB", path);
-    }
-    *out  = text;
-    *size = n;
-    return ST_OK;
-}
-
 static status_t load_weights(struct codec *c, const char *path)
 {
     char              pth[4200], json[4200];
@@ -328,7 +311,7 @@ static status_t load_weights(struct codec *c, const char *path)
     if (stat(json, &info) == 0) {
         char  *text = NULL;
         size_t size = 0;
-        TRY(read_file(json, &text, &size));
+        TRY(file_read(json, 1 << 20, &text, &size));
         st = codec_config_parse(text, size, json, &config);
         free(text);
         TRY(st);
