@@ -4,15 +4,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-extern const struct backend_ops cpu_ref_ops;
+extern const struct backend_ops cpu_ref_ops, cpu_ops;
 #ifdef HAVE_CUDA
 extern const struct backend_ops cuda_ops __attribute__((weak)); /* absent while the CUDA half is not linked */
 #endif
 
 status_t backend_find(const char *name, const struct backend_ops **out)
 {
-    if (strcmp(name, "cpu_ref") == 0 || strcmp(name, "cpu") == 0) {
-        *out = &cpu_ref_ops;
+    if (strcmp(name, "cpu") == 0 || strcmp(name, "cpu_ref") == 0) {
+        *out = strcmp(name, "cpu") == 0 ? &cpu_ops : &cpu_ref_ops;
         return ST_OK;
     }
     if (strcmp(name, "cuda") == 0) {

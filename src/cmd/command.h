@@ -15,10 +15,7 @@ struct command {
 };
 
 /* The order here is the order in `qsweep help`. */
-#define COMMANDS(X) \
-    X(codec) \
-    X(generate) \
-    X(cell)
+#define COMMANDS(X)
 
 #define X(name) extern const struct command command_##name;
 COMMANDS(X)
