@@ -113,6 +113,11 @@ test: ## the whole test suite; installs what is missing
 
 test-programs: $(UNIT_BIN)
 
+compare: ## BF16 against INT8 end to end: CHECKPOINT=DIR SAMPLES=N DEVICE=cpu|cuda FRESH=1
+	@jobs/setup.sh --for report
+	@$(MAKE) --no-print-directory -j2 all
+	@BUILD=$(BUILD) jobs/compare.sh
+
 asan: ## unit tests under AddressSanitizer and UBSan
 	@$(MAKE) --no-print-directory -j2 unit BUILD=$(BUILD)/asan CUDA=0 CFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined"
 tsan: ## unit tests under ThreadSanitizer
@@ -125,7 +130,7 @@ clean: ## remove the build folder
 	rm -rf $(BUILD)
 help: ## list these targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-.PHONY: all unit test test-programs asan tsan cov clean help FORCE
+.PHONY: all compare unit test test-programs asan tsan cov clean help FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 

@@ -61,6 +61,7 @@ struct backend;   /* opaque; every backend's struct starts with struct backend_b
 struct fused;     /* opaque; a fused engine                                         */
 struct decode_options;
 struct prompt;
+struct codec_ops; /* codec_ops.h */
 
 struct backend_ops {
     const char *name; /* "cpu_ref", "cpu", "cuda" */
@@ -108,6 +109,8 @@ struct backend_ops {
     status_t (*fused_run)(struct fused *f, int n, int32_t *frames, double *step_ms, int *n_done);
     /* Bytes one frame must move at this context (weights once, KV read), for the roofline. */
     size_t (*fused_frame_bytes)(const struct fused *f, int context);
+
+    const struct codec_ops *codec; /* the codec's operations, NULL where the backend has none */
     /* "graph" or "persistent": what AUTO became. */
     const char *(*fused_engine)(const struct fused *f);
 };

@@ -1,6 +1,7 @@
 /* The scalar twin: every op of backend.h as plain loops on host memory, one thread. It defines what the other backends
  * must compute, so sums run in index order in FP64 and are rounded to FP32 once; speed is no concern here. */
 #include "backend/backend.h"
+#include "backend/cpu_ref_codec.h"
 #include "model/bf16.h"
 
 #include <math.h>
@@ -397,4 +398,5 @@ const struct backend_ops cpu_ref_ops = {
     .attention = ref_attention,
     .silu_mul = ref_silu_mul,
     .add = ref_add,
+    .codec = &cpu_ref_codec_ops,
 };

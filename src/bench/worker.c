@@ -80,6 +80,8 @@ static status_t collect_facts(struct measurement *m)
     char text[64];
     snprintf(text, sizeof text, "%llu", (unsigned long long)m->work->cell.sampling.seed);
     TRY(result_add_fact(r, "seed", text));
+    snprintf(text, sizeof text, "%lld", (long long)m->exec_ns);
+    TRY(result_add_fact(r, "trace_t0_ns", text));
     TRY(result_add_fact(r, "model_fingerprint", m->work->cell.fingerprint));
     return result_add_fact(r, "model_dir", m->work->cell.model);
 }

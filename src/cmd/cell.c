@@ -68,7 +68,7 @@ const struct command command_cell = {
     .help = "usage: qsweep cell WORK.json --output FILE\n"
             "\n"
             "Measure one cell of a sweep and write its cell file. `qsweep run` starts it; by hand it repeats one\n"
-            "measurement, with the task that a run left below <output>/work/:\n"
+            "measurement, with the task that a run leaves below <output>/work/ for cells that were not ok:\n"
             "\n"
             "  qsweep cell results/sweep/work/4f/4f…-0.json --output /tmp/cell.h5\n"
             "\n"

@@ -15,7 +15,10 @@ struct command {
 };
 
 /* The order here is the order in `qsweep help`. */
-#define COMMANDS(X)
+#define COMMANDS(X) \
+    X(codec) \
+    X(generate) \
+    X(cell)
 
 #define X(name) extern const struct command command_##name;
 COMMANDS(X)

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# compare.sh — what `make compare` runs: a checkpoint (given or synthesized), its INT8 copy, the BF16-against-INT8 sweep,
+# the table, the reference's two JSON files and the report. Never asks; running it again resumes.
+#
+#   CHECKPOINT=DIR   the model; default: a synthetic one of the real formats under build/checkpoints
+#   SAMPLES=N        requests per text            JOB=FILE     another job file
+#   DEVICE=cpu|cuda  default: cuda when a GPU is usable
+#   OUTPUT=DIR       default results/compare      FRESH=1      measure anew; the old folder is renamed
+set -eu
+cd "$(dirname "$0")/.."
+build=${BUILD:-build}
+qsweep=$build/qsweep
+output=${OUTPUT:-results/compare}
+job=${JOB:-jobs/compare.yaml}
+say() { printf 'compare: %s\n' "$*" >&2; }
+
+gpus=$("$qsweep" devices -o json | "$build/python" -c 'import json, sys; print(len(json.load(sys.stdin).get("gpus", [])))')
+device=${DEVICE:-$([ "$gpus" -gt 0 ] && echo cuda || echo cpu)}
+
+if [ -n "${CHECKPOINT:-}" ]; then
+    checkpoint=${CHECKPOINT%/}
+else
+    shape=${SHAPE:-$([ "$device" = cuda ] && echo s1-mini || echo s1-nano)}
+    checkpoint=$build/checkpoints/$shape
+    [ -e "$checkpoint/config.json" ] || "$qsweep" synth "$checkpoint" --shape "$shape" --seed 1 >&2
+fi
+
+# The INT8 copy is made once: it is reused while its recorded source is this very checkpoint.
+source_hash=$("$qsweep" inspect "$checkpoint" --fingerprint)
+int8=
+for dir in "$checkpoint"-int8-torchao-*; do
+    if [ -e "$dir/config.json" ] && grep -q "\"source_hash\": \"$source_hash\"" "$dir/config.json"; then int8=$dir; fi
+done
+if [ -z "$int8" ]; then
+    "$qsweep" quantize "$checkpoint" --mode int8 --recipe torchao >&2
+    for dir in "$checkpoint"-int8-torchao-*; do int8=$dir; done
+else
+    say "reusing $int8 (made from this checkpoint)"
+fi
+
+args=(--set "model=$checkpoint" --set "prequantized.int8=$int8" --set "device=$device" --set "output=$output")
+[ -n "${SAMPLES:-}" ] && args+=(--set "workload.samples=$SAMPLES")
+
+# The same job and weights resume; anything else, or FRESH=1, moves the old folder aside. Nothing is deleted.
+resume=()
+if [ -e "$output/plan.json" ]; then
+    planned=$("$qsweep" run "$job" "${args[@]}" --dry-run -o ids | sort)
+    if [ "${FRESH:-0}" != 1 ] && [ "$planned" = "$("$build/python" -c 'import json, sys; print("\n".join(sorted(c["id"] for c in json.load(open(sys.argv[1]))["cells"])))' "$output/plan.json")" ]; then
+        resume=(--resume)
+    fi
+fi
+if [ -e "$output" ] && [ ${#resume[@]} -eq 0 ]; then
+    old=$output-$(date -r "$output" +%Y%m%d_%H%M%S)
+    [ -e "$old" ] && old=$old-$$
+    mv "$output" "$old"
+    say "moved the earlier results to $old"
+fi
+
+ranks=()
+[ "$device" = cuda ] && [ "$gpus" -gt 1 ] && [ -x "$build/qsweep-mpi" ] && ranks=(--ranks "$gpus")
+status=0
+"$qsweep" run "$job" "${args[@]}" ${resume[@]+"${resume[@]}"} ${ranks[@]+"${ranks[@]}"} || status=$?
+[ $status -eq 0 ] || [ $status -eq 3 ] || exit $status
+
+"$qsweep" export "$output/sweep.h5" "$output" >&2
+"$build/python" analysis/report.py "$output/sweep.h5" -o "$output/comparison_report.html"
+"$qsweep" show "$output/sweep.h5"
+say "files: $output/sweep.h5 $output/bf16_results.json $output/int8_results.json $output/comparison_report.html"
+exit $status
