@@ -1,5 +1,7 @@
 #include "backend/cpu.h"
 
+#include "backend/cpu_codec.h"
+
 #include "backend/cpu_topology.h"
 #include "base/clock.h"
 
@@ -391,4 +393,5 @@ const struct backend_ops cpu_ops = {
     .attention = cpu_attention,
     .silu_mul = cpu_silu_mul,
     .add = cpu_add,
+    .codec = &cpu_codec_ops,
 };

@@ -73,6 +73,33 @@ static void sum_up(const struct session *s, int max, int steps, struct sample *s
     sample->audio_s = (sample->frames - ended) * FRAME_S;
 }
 
+/* The codec's share: every utterance of the batch, one after the other. *first_ms is the time to the first sound had the
+ * codec followed the decoder chunk by chunk: prefill, the first chunk's steps, the codec's first chunk. */
+static status_t speak(struct session *s, const struct request *request, int max, struct sample *sample)
+{
+    size_t width = 1 + (size_t)s->checkpoint->config.num_codebooks;
+    bool   fixed = s->cell->workload.length == LENGTH_FIXED;
+    double audio = 0;
+    for (int b = 0; b < s->cell->batch; b++) {
+        int                 frames = decoder_length(s->decoder, b);
+        struct speech_times times;
+        if (!fixed && decoder_stopped(s->decoder, b) && frames > 0)
+            frames--;
+        TRY(speech_run(s->speech, s->frames + (size_t)b * (size_t)max * width, frames, &times));
+        audio += times.audio_s;
+        sample->codec_ms += times.codec_ms;
+        if (b == 0 && frames > 0) {
+            sample->first_audio_ms = sample->prefill_ms + times.first_chunk_ms;
+            for (int i = 0; i < times.first_frames; i++)
+                sample->first_audio_ms += s->step_ms[i];
+        }
+        if (request->audio_path && b == 0)
+            TRY(speech_keep(s->speech, request->audio_path));
+    }
+    sample->audio_s = audio;
+    return ST_OK;
+}
+
 status_t request_run(struct session *s, const struct request *request, const volatile sig_atomic_t *stop,
                      struct sample *sample, int64_t *first_frame_ns, double *step_bytes_sum)
 {
@@ -105,6 +132,10 @@ status_t request_run(struct session *s, const struct request *request, const vol
     sample->t0_ns = t0;
     sample->steps = steps;
     sum_up(s, request->max_new_tokens, steps, sample);
+    if (s->speech) {
+        TRY(speak(s, request, request->max_new_tokens, sample));
+        sample->latency_ms += sample->codec_ms; /* keeping the sound as a file is not the request's time */
+    }
     *first_frame_ns = t2 + (steps ? (int64_t)(s->step_ms[0] * 1e6) : 0);
     /* KV grows by one position a step, so the bytes grow linearly and their mean is that of first and last. */
     *step_bytes_sum += 0.5 * ((double)bytes_first + (double)decoder_step_bytes(s->decoder)) * steps;

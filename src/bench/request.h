@@ -14,6 +14,7 @@ struct request {
     const char *text;
     int         max_new_tokens;
     uint32_t    first_sequence;
+    const char *audio_path; /* where to keep the first utterance's sound, NULL = nowhere */
 };
 
 /* Prompt, prefill, decode. Fills sample's prompt_tokens, frames, stop, all times, audio_s, codes_hash, steps, t0_ns and

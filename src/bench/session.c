@@ -15,9 +15,6 @@ status_t session_open_device(struct session *s, const struct work *work)
         .memory_limit = cell->memory_limit,
     };
     s->cell = cell;
-    if (cell->codec != CODEC_OFF)
-        return FAIL(ST_EUNSUPPORTED, "codec %s: this qsweep measures without the codec; use codec: off",
-                    codec_mode_name(cell->codec));
     return backend_open(cell->device[0] ? cell->device : device_class_name(cell->device_class), &options, &s->backend);
 }
 
@@ -100,11 +97,16 @@ status_t session_open_model(struct session *s, const struct work *work)
         .fixed_length = cell->workload.length == LENGTH_FIXED,
         .sequence_ids = s->sequences,
     };
-    return decoder_open(s->backend, s->weights, &options, &s->decoder);
+    TRY(decoder_open(s->backend, s->weights, &options, &s->decoder));
+    if (cell->codec == CODEC_OFF)
+        return ST_OK;
+    return speech_open(s->backend, cell->model, cell->codec, s->checkpoint->config.num_codebooks,
+                       cell->workload.max_new_tokens, &s->speech);
 }
 
 void session_close(struct session *s)
 {
+    speech_close(s->speech);
     decoder_close(s->decoder);
     weights_close(s->weights);
     tokenizer_close(s->tokenizer);

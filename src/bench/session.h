@@ -3,6 +3,7 @@
 #define QSWEEP_BENCH_SESSION_H
 
 #include "backend/backend.h"
+#include "bench/speech.h"
 #include "bench/voice.h"
 #include "bench/work.h"
 #include "checkpoint/checkpoint.h"
@@ -15,6 +16,7 @@ struct session {
     struct tokenizer  *tokenizer;
     struct weights    *weights;
     struct decoder    *decoder;
+    struct speech     *speech;     /* with cell.codec other than off */
     struct voice       voice; /* with cell.context > 0 */
     int                max_seq_len;
     /* Buffers of a request, made before anything is timed. */

@@ -144,7 +144,8 @@ static status_t warm_up(struct measurement *m)
     int64_t                t0 = clock_ns();
     trace_phase(m->trace, PHASE_WARMUP);
     for (int i = 0; i < w->warmup; i++) {
-        struct request request = {WARMUP_TEXT, frames, WARMUP_SEQUENCE + (uint32_t)(i * m->work->cell.batch)};
+        struct request request = {.text = WARMUP_TEXT, .max_new_tokens = frames,
+                                  .first_sequence = WARMUP_SEQUENCE + (uint32_t)(i * m->work->cell.batch)};
         struct sample  ignored = {0};
         TRY(one_request(m, &request, &ignored));
     }
@@ -203,7 +204,8 @@ static status_t measure_samples(struct measurement *m, struct latencies *l, int 
     m->step_bytes_sum = 0;
     for (int i = first; i < end; i++) {
         int            t = i % w->n_texts;
-        struct request request = {w->texts[t], w->max_new_tokens, (uint32_t)i * (uint32_t)cell->batch};
+        struct request request = {.text = w->texts[t], .max_new_tokens = w->max_new_tokens,
+                                  .first_sequence = (uint32_t)i * (uint32_t)cell->batch};
         struct sample  sample = {
              .text = t,
              .repeat = i / w->n_texts,
