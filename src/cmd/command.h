@@ -16,6 +16,7 @@ struct command {
 
 /* The order here is the order in `qsweep help`. */
 #define COMMANDS(X) \
+    X(synth) \
     X(codec) \
     X(generate) \
     X(cell)
