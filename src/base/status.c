@@ -46,3 +46,8 @@ const char *status_last(void)
 {
     return last_message;
 }
+
+void status_adopt(const char *message)
+{
+    snprintf(last_message, sizeof last_message, "%s", message);
+}

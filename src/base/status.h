@@ -32,6 +32,10 @@ int status_exit(status_t code);
 /* Text of the last failure raised on this thread ("" if none); valid until the next FAIL here. */
 const char *status_last(void);
 
+/* Make message the last failure of this thread without logging it again: for a failure that a helper thread raised and
+ * logged, in the thread that passes its code on. */
+void status_adopt(const char *message);
+
 #define FAIL(code, ...) status_raise((code), __FILE__, __LINE__, __VA_ARGS__)
 #define TRY(expr)                \
     do {                         \

@@ -17,6 +17,7 @@ struct command {
 /* The order here is the order in `qsweep help`. */
 #define COMMANDS(X) \
     X(synth) \
+    X(quantize) \
     X(codec) \
     X(generate) \
     X(cell)

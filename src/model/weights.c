@@ -2,6 +2,7 @@
 
 #include "base/log.h"
 #include "model/bf16.h"
+#include "model/floats.h"
 #include "model/quantize.h"
 
 #include <pthread.h>
@@ -53,39 +54,6 @@ struct conversion {
     status_t             st;
 };
 
-static float half_to_f32(uint16_t h)
-{
-    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, e = h >> 10 & 0x1fu, m = h & 0x3ffu;
-    if (e == 0) { /* zero or subnormal: m · 2⁻²⁴ is exact */
-        float v = (float)m * 5.9604644775390625e-8f;
-        return sign ? -v : v;
-    }
-    uint32_t bits = sign | (e == 31 ? 0x7f800000u : (e + 112u) << 23) | m << 13;
-    float    f;
-    memcpy(&f, &bits, sizeof f);
-    return f;
-}
-
-/* Element i of a floating-point tensor; its bytes may stand at any address. */
-static float element(const struct tensor *t, size_t i)
-{
-    const char *at = (const char *)t->data + i * dtype_size(t->dtype);
-    uint16_t    h;
-    double      d;
-    float       f;
-    switch (t->dtype) {
-    case DT_F32: memcpy(&f, at, sizeof f); return f;
-    case DT_BF16: memcpy(&h, at, sizeof h); return bf16_to_f32(h);
-    case DT_F16: memcpy(&h, at, sizeof h); return half_to_f32(h);
-    default: memcpy(&d, at, sizeof d); return (float)d;
-    }
-}
-
-static bool is_float(enum dtype t)
-{
-    return t == DT_F32 || t == DT_BF16 || t == DT_F16 || t == DT_F64;
-}
-
 /* Rows [row0, row1) of INT8. The original casts the model to BF16 before it quantizes, so other floats pass through BF16. */
 static status_t quantize_range(const struct conversion *v)
 {
@@ -101,7 +69,7 @@ static status_t quantize_range(const struct conversion *v)
     status_t st = ST_OK;
     for (int64_t r = v->row0; r < v->row1 && st == ST_OK; r++, q += cols, scales += scale_size) {
         for (size_t j = 0; j < cols; j++)
-            row[j] = bf16_from_f32(element(v->t, (size_t)r * cols + j));
+            row[j] = bf16_from_f32(float_element(v->t, (size_t)r * cols + j));
         st = quantize_rows(v->recipe, v->t->name, r, row, DT_BF16, 1, v->cols, q, scales);
     }
     free(row);
@@ -117,7 +85,7 @@ static void *convert_range(void *arg)
     }
     const size_t end = (size_t)v->row1 * (size_t)v->cols;
     for (size_t i = (size_t)v->row0 * (size_t)v->cols; i < end; i++) {
-        float f = element(v->t, i);
+        float f = float_element(v->t, i);
         if (v->to == DT_F32)
             ((float *)v->out)[i] = f;
         else
@@ -190,12 +158,12 @@ static status_t take_vector(struct arranger *a, bool wanted, const char *name, i
     if (!wanted)
         return ST_OK;
     TRY(need(a, name, n, 0, &t));
-    if (!is_float(t->dtype))
+    if (!float_dtype(t->dtype))
         return FAIL(ST_EINPUT, "%s: tensor \"%s\" is %s, want floating point", a->c->weights_path, name,
                     dtype_name(t->dtype));
     TRY(own(a->w, (size_t)n * sizeof(float), &copy));
     for (int i = 0; i < n; i++)
-        ((float *)copy)[i] = element(t, (size_t)i);
+        ((float *)copy)[i] = float_element(t, (size_t)i);
     a->w->bytes += (size_t)n * (a->w->precision == PRECISION_FP32 ? sizeof(float) : sizeof(bf16_t));
     *out = copy;
     return ST_OK;
@@ -263,7 +231,7 @@ static status_t take_matrix(struct arranger *a, const char *stem, int64_t rows, 
             return FAIL(ST_EUNSUPPORTED, "%s: tensor \"%s\" is stored as INT8 and cannot be decoded as %s; use --precision int8 "
                         "or the checkpoint it was made from", a->c->weights_path, name, precision_name(w->precision));
         TRY(take_stored_int8(a, t, stem, m));
-    } else if (!is_float(t->dtype))
+    } else if (!float_dtype(t->dtype))
         return FAIL(ST_EINPUT, "%s: tensor \"%s\" is %s, want floating point or INT8", a->c->weights_path, name,
                     dtype_name(t->dtype));
     else if (t->dtype == m->format)
