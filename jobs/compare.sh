@@ -45,7 +45,7 @@ args=(--set "model=$checkpoint" --set "prequantized.int8=$int8" --set "device=$d
 resume=()
 if [ -e "$output/plan.json" ]; then
     planned=$("$qsweep" run "$job" "${args[@]}" --dry-run -o ids | sort)
-    if [ "${FRESH:-0}" != 1 ] && [ "$planned" = "$("$build/python" -c 'import json, sys; print("\n".join(sorted(c["id"] for c in json.load(open(sys.argv[1]))["cells"])))' "$output/plan.json")" ]; then
+    if [ "${FRESH:-0}" != 1 ] && [ "$planned" = "$("$build/python" -c 'import json, sys; print("\n".join(sorted(json.load(open(sys.argv[1]))["ids"])))' "$output/plan.json")" ]; then
         resume=(--resume)
     fi
 fi

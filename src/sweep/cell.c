@@ -169,9 +169,17 @@ static void add_line(struct line_buffer *b, const char *key, const char *value, 
     b->text[b->n]   = '\0';
 }
 
+/* 32 hex digits, the high half first. */
 static void hash_text(XXH128_hash_t h, char out[33])
 {
-    snprintf(out, 33, "%016llx%016llx", (unsigned long long)h.high64, (unsigned long long)h.low64);
+    static const char  digits[] = "0123456789abcdef";
+    XXH128_canonical_t bytes;
+    XXH128_canonicalFromHash(&bytes, h);
+    for (int i = 0; i < 16; i++) {
+        out[2 * i]     = digits[bytes.digest[i] >> 4];
+        out[2 * i + 1] = digits[bytes.digest[i] & 15];
+    }
+    out[32] = '\0';
 }
 
 /* A chain of hashes, so that ["ab", "c"] and ["a", "bc"] differ. */

@@ -51,10 +51,16 @@ status_t job_load(const char *path, const char *const *set, int n_set, struct jo
 void     job_close(struct job *j); /* NULL is accepted */
 
 const struct job_options *job_options(const struct job *j);
-/* The job file as read, for the record. */
+/* The job file as read, for the record, and its name. */
 const char *job_text(const struct job *j);
+const char *job_label(const struct job *j);
 /* Distinct model directories [*n], in the order of the file: what the caller fingerprints for plan_build(). */
 const char *const *job_models(const struct job *j, int *n);
+
+/* Directory of a copy of the (one) model that is already in this precision, or NULL: its cells read it instead, under
+ * the fingerprint of the model itself, so they are the cells that quantize at load. The caller checks that the copy was
+ * made from that model. */
+const char *job_prequantized(const struct job *j, enum precision p);
 
 /* What `qsweep help run` prints about job files: the grammar, every key with its values and default. malloc'ed. */
 status_t job_help(char **text);

@@ -23,12 +23,12 @@ struct plan {
     struct plan_pool  *pool;    /* owns what the cells point to */
 };
 
-/* What a job does not know: the models' fingerprints, in the order of job_models(), and whether `device: auto` means
- * cuda here. */
+/* What a job does not know about its models, in the order of job_models(), and whether `device: auto` means cuda here. */
 struct plan_input {
     const char (*fingerprints)[33];
-    int  n_fingerprints;
-    bool have_cuda;
+    int         n_fingerprints;
+    bool        have_cuda;
+    const bool *synthetic; /* [n_fingerprints] weights are random, so `length: auto` means fixed; NULL: none is */
 };
 
 /* Every combination that passes its filters, duplicates collapsed. ST_EINPUT when nothing is left or it is more than

@@ -379,6 +379,20 @@ static void every_float_survives_its_text(void **state)
     }
 }
 
+static void short_decimals_are_written_as_printf_writes_them(void **state)
+{
+    enum { DECIMALS = 200000 };
+    random_seed();
+    for (int i = 0; i < DECIMALS; i++) {
+        static const double scale[] = {1, 10, 100, 1e3, 1e4, 1e5};
+        float               v       = (float)(random_below(1000000) / scale[random_below(6)]);
+        char                text[24], expected[24];
+        float_text(v, text);
+        snprintf(expected, sizeof expected, "%.6g", (double)v);
+        assert_string_equal(text, expected);
+    }
+}
+
 static void status_names_round_trip(void **state)
 {
     for (int i = 0; i < CELL_STATUS_COUNT; i++)
@@ -424,6 +438,7 @@ int main(void)
         cmocka_unit_test(numbers_are_read_strictly),
         cmocka_unit_test(a_misspelt_name_finds_the_nearest_and_nonsense_finds_none),
         cmocka_unit_test(every_float_survives_its_text),
+        cmocka_unit_test(short_decimals_are_written_as_printf_writes_them),
         cmocka_unit_test(status_names_round_trip),
         cmocka_unit_test(labels_name_what_differs_and_are_cut_to_size),
     };
