@@ -354,14 +354,18 @@ static status_t write_record(const struct synth *s)
 {
     const struct shape *shape = s->options->shape;
     double              slow = head_sigma(shape, false), fast = head_sigma(shape, true);
+    char                measured[512] = "";
+    if (s->options->measure)
+        s->options->measure(s->dir, measured, sizeof measured);
     return write_text(s, "synth.json",
                       "{\n  \"made_by\": \"qsweep synth\",\n  \"shape\": \"%s\",\n  \"seed\": %" PRIu64 ",\n"
                       "  \"parameters\": %lld,\n  \"codec\": %s,\n"
                       "  \"head\": {\"logit_sigma\": %.2f, \"rows\": 4096, \"predicted_nucleus\": %ld},\n"
                       "  \"fast_head\": {\"logit_sigma\": %.2f, \"rows\": 1024, \"predicted_nucleus\": %ld},\n"
-                      "  \"nucleus_rule\": \"top-p 0.8 of Gaussian logits: rows * (1 - Phi(logit_sigma - 0.8416))\"\n}\n",
+                      "  \"nucleus_rule\": \"top-p 0.8 of Gaussian logits: rows * (1 - Phi(logit_sigma - 0.8416))\",\n"
+                      "  \"measured\": %s\n}\n",
                       shape->name, s->options->seed, config_parameters(&shape->config), truth(s->options->codec), slow,
-                      nucleus_size(4096, slow), fast, nucleus_size(1024, fast));
+                      nucleus_size(4096, slow), fast, nucleus_size(1024, fast), measured[0] ? measured : "null");
 }
 
 /* ---- the folder ---- */

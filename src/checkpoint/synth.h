@@ -9,10 +9,12 @@
  * The residual stream then grows from σ 1 to about 1.5 over any number of layers, and the logits of N rows are Gaussian:
  * the top-p nucleus has about N·(1 − Φ(s − Φ⁻¹(p))) entries. s is a constant of the shape, chosen for tens of them.
  *
+ * synth.json records this prediction and, where the caller can decode, the measured sizes.
+ *
  * An untied S1 head sees 151,000 text rows beside its 4,096 semantic ones, but a trained model gives them no mass. To get
- * this without a bias, the first dim/16 (at least 16) columns of both embedding tables hold a constant, which all layers
+ * this without a bias, the first dim/8 (at least 16) columns of both embedding tables hold a constant, which all layers
  * carry along, and the same columns of the head lower every row that is neither semantic nor <|im_end|> by about 12. The
- * row of <|im_end|> is raised to about e⁻⁵ of the semantic mass, so that natural decoding ends after some hundred frames. */
+ * row of <|im_end|> is raised to about e⁻⁶ of the semantic mass, so that natural decoding ends after some hundred frames. */
 #ifndef QSWEEP_CHECKPOINT_SYNTH_H
 #define QSWEEP_CHECKPOINT_SYNTH_H
 
@@ -27,6 +29,9 @@ struct synth_options {
     bool                         codec; /* write codec.pth (and codec.json when it is not the published one) */
     const volatile sig_atomic_t *stop;  /* not NULL: polled; non-zero ends with ST_EINTERRUPTED           */
     void (*progress)(uint64_t done, uint64_t total); /* bytes; called now and then; may be NULL          */
+    /* Measure the finished checkpoint in dir: a JSON value for synth.json's "measured", or "" when it could not be
+     * measured. NULL: not measured. */
+    void (*measure)(const char *dir, char *json, size_t size);
 };
 
 /* Make the checkpoint under a temporary name and rename it. Free disk is checked first (ST_EIO with both figures). The

@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "checkpoint/synth.h"
 #include "cmd/command.h"
+#include "model/nucleus.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -37,6 +38,29 @@ static void show_progress(uint64_t done, uint64_t total)
             (double)done / 1e6 / (seconds > 0 ? seconds : 1), terminal && !finished ? " " : "\n");
 }
 
+/* Enough for a median; a model of billions of parameters reads 9 GB a frame. */
+enum { MEASURED_FRAMES = 32, MEASURED_FRAMES_LARGE = 8 };
+
+static int frames_to_measure = MEASURED_FRAMES;
+
+static void measure(const char *dir, char *json, size_t size)
+{
+    struct nucleus n = {0};
+    if (stop_asked)
+        return;
+    if (nucleus_measure(dir, frames_to_measure, &n) != ST_OK) {
+        log_warn("the nucleus could not be measured; synth.json holds the prediction alone");
+        return;
+    }
+    snprintf(json, size,
+             "{\"frames\": %d, \"temperature\": 0.7, \"top_p\": 0.8, \"precision\": \"bf16\",\n"
+             "    \"nucleus\": {\"median\": %d, \"least\": %d, \"most\": %d}, \"logit_sigma\": %.2f,\n"
+             "    \"fast_nucleus\": {\"median\": %d, \"least\": %d, \"most\": %d}, \"fast_logit_sigma\": %.2f,\n"
+             "    \"semantic_mass\": %.4f, \"im_end_mass\": %.4f}",
+             n.n_frames, n.slow, n.slow_least, n.slow_most, n.slow_sigma, n.fast, n.fast_least, n.fast_most, n.fast_sigma,
+             n.semantic_mass, n.im_end_mass);
+}
+
 static int list_shapes(FILE *to)
 {
     for (int i = 0; shapes[i]; i++)
@@ -49,6 +73,7 @@ static int parse(int argc, char **argv, struct synth_options *o)
     static const struct option options[] = {{"shape", required_argument, NULL, 's'},
                                             {"seed", required_argument, NULL, 'r'},
                                             {"codec", no_argument, NULL, 'c'},
+                                            {"no-measure", no_argument, NULL, 'm'},
                                             {"list", no_argument, NULL, 'l'},
                                             {NULL, 0, NULL, 0}};
     const char                *shape     = "s1-nano";
@@ -68,6 +93,9 @@ static int parse(int argc, char **argv, struct synth_options *o)
             break;
         case 'c':
             o->codec = true;
+            break;
+        case 'm':
+            o->measure = NULL;
             break;
         case 'l':
             list_shapes(stdout);
@@ -92,10 +120,12 @@ static int parse(int argc, char **argv, struct synth_options *o)
 
 static int run(int argc, char **argv)
 {
-    struct synth_options o      = {.stop = &stop_asked, .progress = show_progress};
+    struct synth_options o      = {.stop = &stop_asked, .progress = show_progress, .measure = measure};
     int                  status = parse(argc, argv, &o);
     if (status >= 0)
         return status;
+    if (config_parameters(&o.shape->config) > 1000000000)
+        frames_to_measure = MEASURED_FRAMES_LARGE;
     struct sigaction action = {.sa_handler = on_signal};
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
@@ -116,12 +146,14 @@ const struct command command_synth = {
     .help    = "usage: qsweep synth DIR [--shape NAME] [--seed N] [--codec]\n"
                "\n"
                "Makes the folder DIR with config.json, the weights, the tokenizer files (S1) and synth.json, which records\n"
-               "shape, seed and how wide the sampling nucleus should be. The same shape and seed give the same bytes on\n"
-               "every machine. DIR must not exist; free disk is checked first; nothing half-written is left.\n"
+               "shape, seed and the width of the sampling nucleus, predicted and measured by decoding a few frames. The same\n"
+               "shape and seed give the same bytes on every machine. DIR must not exist; free disk is checked first; nothing\n"
+               "half-written is left.\n"
                "\n"
                "  --shape NAME   s1-nano (default), s1-micro, s1-mini, s2-nano or s2-pro\n"
                "  --seed N       0 to 2^64-1 (default 0)\n"
                "  --codec        write codec.pth too (s1-mini and s2-pro: 1.87 GB, as published)\n"
+               "  --no-measure   do not decode; synth.json then holds the prediction alone\n"
                "  --list         print the shapes and what they are\n"
                "\n"
                "examples\n"
