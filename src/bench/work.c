@@ -18,6 +18,23 @@ void work_free(struct work *w)
     memset(w, 0, sizeof *w);
 }
 
+status_t work_add_fact(struct work *w, const char *key, const char *value)
+{
+    struct fact *facts = realloc(w->facts, (w->n_facts + 1) * sizeof *facts);
+    if (!facts)
+        return FAIL(ST_ENOMEM, "no memory for a fact");
+    w->facts = facts;
+    struct fact *f = &facts[w->n_facts];
+    *f = (struct fact){strdup(key), strdup(value)};
+    if (!f->key || !f->value) {
+        free(f->key);
+        free(f->value);
+        return FAIL(ST_ENOMEM, "no memory for a fact");
+    }
+    w->n_facts++;
+    return ST_OK;
+}
+
 int work_samples(const struct workload *w)
 {
     return w->n_texts * (w->stop.max > 0 ? w->stop.max : w->samples);

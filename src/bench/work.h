@@ -21,6 +21,8 @@ struct work {
 };
 
 void work_free(struct work *w);
+/* Append a fact (copied). */
+status_t work_add_fact(struct work *w, const char *key, const char *value);
 /* *json is malloc'ed and the caller's. */
 status_t work_to_json(const struct work *w, char **json);
 /* label names the source in messages. */

@@ -117,7 +117,7 @@ static status_t judge(const struct lock *l, const struct owner *o, const struct 
 {
     if (strcmp(o->host, self->host) == 0) {
         if (!have_flock && is_alive(o, self))
-            return FAIL(ST_EUSAGE, "%s: process %lld of this host has been running this sweep since %s: wait for it, or "
+            return FAIL(ST_EIO, "%s: process %lld of this host has been running this sweep since %s: wait for it, or "
                         "choose another --output", l->path, o->pid, o->started);
         log_info("%s: taking over from process %lld of this host, started %s, which is gone", l->path, o->pid, o->started);
         return ST_OK;
@@ -130,7 +130,7 @@ static status_t judge(const struct lock *l, const struct owner *o, const struct 
         log_warn("%s: taking the lock of process %lld on host %s as told", l->path, o->pid, o->host);
         return ST_OK;
     }
-    return FAIL(ST_EUSAGE, "%s: process %lld on host %s has held this folder since %s, and from here nobody can see whether "
+    return FAIL(ST_EIO, "%s: process %lld on host %s has held this folder since %s, and from here nobody can see whether "
                 "it still runs. If it certainly does not, run again with --take-lock", l->path, o->pid, o->host, o->started);
 }
 
@@ -146,7 +146,7 @@ static status_t flock_path(struct lock *l, bool *have_flock, bool *again)
     if (!*have_flock && errno == EWOULDBLOCK) {
         struct owner o;
         bool         known = read_owner(l->fd, &o);
-        return FAIL(ST_EUSAGE, "%s: in use by another launcher (process %lld on host %s since %s): wait for it, or choose "
+        return FAIL(ST_EIO, "%s: in use by another launcher (process %lld on host %s since %s): wait for it, or choose "
                     "another --output", l->path, known ? o.pid : 0LL, known ? o.host : "unknown",
                     known ? o.started : "just now");
     }
@@ -173,7 +173,7 @@ static status_t take(struct lock *l, bool force)
         /* Two launchers may have come this far at once on a file system without flock; the last writer wins. */
         nanosleep(&(struct timespec){0, 200000000}, NULL);
         if (!read_owner(l->fd, &other) || other.pid != self.pid || strcmp(other.host, self.host) != 0)
-            return FAIL(ST_EUSAGE, "%s: another launcher took it at the same moment", l->path);
+            return FAIL(ST_EIO, "%s: another launcher took it at the same moment", l->path);
     }
     return ST_OK;
 }

@@ -12,7 +12,7 @@
 
 struct lock;
 
-/* dir must exist. ST_EUSAGE says who holds it and what to do; force takes another host's lock (never a living one of
+/* dir must exist. ST_EIO says who holds it and what to do; force takes another host's lock (never a living one of
  * this host). */
 status_t lock_take(const char *dir, bool force, struct lock **out);
 /* Remove the file and let go; NULL is accepted. */

@@ -26,7 +26,9 @@ struct progress {
 void progress_duration(double seconds, char *out, size_t size)
 {
     long s = seconds < 0 ? 0 : (long)(seconds + 0.5);
-    if (s >= 3600)
+    if (seconds < 10)
+        snprintf(out, size, "%.1f s", seconds < 0 ? 0 : seconds);
+    else if (s >= 3600)
         snprintf(out, size, "%ld h %02ld min", s / 3600, s / 60 % 60);
     else if (s >= 60)
         snprintf(out, size, "%ld min %02ld s", s / 60, s % 60);
@@ -186,6 +188,7 @@ void progress_event(struct progress *p, const struct progress_event *e)
     default:
         p->cells_done++;
         p->failed += e->status != CELL_OK;
+        p->n_runs -= (size_t)e->process < p->n_runs - p->runs_done ? (size_t)e->process : p->n_runs - p->runs_done;
         tell(p, e);
     }
     log_event(p, e);
@@ -218,7 +221,7 @@ void progress_close(struct progress *p)
     progress_duration(clock_ms_since(p->t0_ns) * 1e-3, took, sizeof took);
     clear_bar(p);
     if (!p->quiet)
-        log_info("%zu/%zu cells after %s, %zu of this run failed", p->kept + p->cells_done, p->plan->n, took, p->failed);
+        log_info("%zu of %zu cells done after %s, %zu failed", p->kept + p->cells_done, p->plan->n, took, p->failed);
     progress_note(p, "end", took);
     close(p->fd);
     free(p);

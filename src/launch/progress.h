@@ -16,7 +16,7 @@ enum progress_kind { PROGRESS_START, PROGRESS_END, PROGRESS_CELL };
 struct progress_event {
     int32_t  kind, rank;
     uint64_t cell;           /* index into the plan                              */
-    int32_t  process, pid;   /* START and END: which of the cell's processes     */
+    int32_t  process, pid;   /* START and END: which of the cell's processes; CELL: how many of them were not started */
     int32_t  status;         /* END and CELL: enum cell_status                   */
     double   seconds;        /* END: life of the worker; CELL: sum of its workers */
     char     host[64];
@@ -40,7 +40,7 @@ void progress_close(struct progress *p);
 size_t progress_done(const struct progress *p);
 size_t progress_failed(const struct progress *p);
 
-/* "2 h 05 min", "3 min 20 s", "12 s". */
+/* "2 h 05 min", "3 min 20 s", "12 s", "0.4 s". */
 void progress_duration(double seconds, char *out, size_t size);
 
 #endif

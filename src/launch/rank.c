@@ -1,0 +1,489 @@
+#include "launch/rank.h"
+
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "bench/facts.h"
+#include "bench/work.h"
+#include "launch/outcome.h"
+#include "launch/turn.h"
+#include "store/atomic_file.h"
+#include "store/cell_file.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static const double DEFAULT_DEADLINE_S = 3600;
+/* From SIGTERM to SIGKILL: a worker notices within a quarter of a second and then writes what it has. */
+static const double WORKER_GRACE_S = 5;
+static const int    STEP_MS = 20;
+static const int    TURN_MS = 4;
+
+enum { WORK_PATH_MAX = JOB_PATH_MAX + 128 };
+
+/* The parts of a cell that are in. */
+struct assembly {
+    size_t           cell;
+    int              n_parts, n_in;
+    struct result   *parts; /* [n_parts] */
+    double           seconds;
+    struct assembly *next;
+};
+
+/* A worker, from its task to its end. */
+struct running {
+    int         job; /* 0 = none */
+    int         pid;
+    struct run  run;
+    struct work work;
+    char        task_path[WORK_PATH_MAX], part_path[WORK_PATH_MAX];
+};
+
+struct rank {
+    const struct launch   *launch;
+    const struct prepared *prepared;
+    const struct seat     *seat;
+    struct spawner        *spawner;
+    rank_tell              tell;
+    void                  *ctx;
+    char                   program[4200]; /* the qsweep that is every worker */
+    struct result          facts;         /* only its facts: what every worker's provenance gets */
+    struct turn            turn;
+    struct run            *runs;
+    size_t                 n_runs, next, started;
+    bool                  *settled; /* [plan->n] its outcome is decided: further processes are not started */
+    struct assembly       *assemblies;
+    struct running         now;
+    bool                   stopping, dropped, broken;
+    int64_t                drop_ns;
+    const char            *why;
+};
+
+/* ---- opening ---- */
+
+static status_t find_program(char *out, size_t size)
+{
+    char    self[4096];
+    ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+    if (n <= 0)
+        return FAIL(ST_EIO, "/proc/self/exe: %s", strerror(errno));
+    self[n] = '\0';
+    char *slash = strrchr(self, '/');
+    snprintf(out, size, "%.*s/qsweep", (int)(slash - self), self);
+    if (access(out, X_OK) != 0)
+        return FAIL(ST_EIO, "%s: %s; workers are started from it, it has to stand beside this program", out, strerror(errno));
+    return ST_OK;
+}
+
+static status_t add_int(struct result *r, const char *key, long long value)
+{
+    char text[32];
+    snprintf(text, sizeof text, "%lld", value);
+    return result_add_fact(r, key, text);
+}
+
+static status_t collect_facts(struct rank *r)
+{
+    char                      text[512];
+    const struct fabric_info *me = &r->seat->me;
+    TRY(facts_job(&r->facts));
+    TRY(result_add_fact(&r->facts, "command", r->launch->command));
+    TRY(result_add_fact(&r->facts, "fabric", fabric_name()));
+    if (fabric_version()[0])
+        TRY(result_add_fact(&r->facts, "mpi", fabric_version()));
+    TRY(add_int(&r->facts, "ranks", me->size));
+    TRY(add_int(&r->facts, "local_rank", me->local_rank));
+    TRY(add_int(&r->facts, "local_ranks", me->local_size));
+    TRY(add_int(&r->facts, "workers_side_by_side", r->seat->together));
+    TRY(result_add_fact(&r->facts, "cores_disjoint", r->seat->disjoint ? "yes" : "no"));
+    cores_text(&r->seat->host, text, sizeof text);
+    TRY(result_add_fact(&r->facts, "host_cores", text));
+    snprintf(text, sizeof text, "%016llx", (unsigned long long)r->prepared->run_id);
+    return result_add_fact(&r->facts, "run_id", text);
+}
+
+status_t rank_open(const struct launch *launch, const struct prepared *prepared, const struct seat *seat,
+                   struct spawner *spawner, rank_tell tell, void *ctx, struct rank **out)
+{
+    struct rank *r = calloc(1, sizeof *r);
+    if (!r)
+        return FAIL(ST_ENOMEM, "no memory for a rank");
+    *r = (struct rank){.launch = launch, .prepared = prepared, .seat = seat, .spawner = spawner, .tell = tell, .ctx = ctx};
+    result_init(&r->facts);
+    turn_init(&r->turn, prepared->run_id, 0);
+    status_t st = find_program(r->program, sizeof r->program);
+    if (st == ST_OK)
+        st = collect_facts(r);
+    if (st == ST_OK && !(r->settled = calloc(prepared->plan->n + 1, sizeof *r->settled)))
+        st = FAIL(ST_ENOMEM, "no memory for %zu cells", prepared->plan->n);
+    if (st == ST_OK)
+        *out = r;
+    else
+        rank_close(r);
+    return st;
+}
+
+static void assembly_free(struct assembly *a)
+{
+    for (int i = 0; i < a->n_in; i++)
+        result_free(&a->parts[i]);
+    free(a->parts);
+    free(a);
+}
+
+void rank_close(struct rank *r)
+{
+    if (!r)
+        return;
+    turn_end(&r->turn);
+    while (r->assemblies) {
+        struct assembly *a = r->assemblies;
+        r->assemblies = a->next;
+        assembly_free(a);
+    }
+    if (r->now.job)
+        work_free(&r->now.work);
+    result_free(&r->facts);
+    free(r->settled);
+    free(r->runs);
+    free(r);
+}
+
+status_t rank_add(struct rank *r, const size_t *cells, size_t n)
+{
+    const struct plan *plan = r->prepared->plan;
+    size_t             more = plan_run_count(plan, cells, n);
+    struct run        *runs = realloc(r->runs, (r->n_runs + more + 1) * sizeof *runs);
+    if (!runs)
+        return FAIL(ST_ENOMEM, "no memory for %zu workers", r->n_runs + more);
+    r->runs = runs;
+    plan_runs(plan, cells, n, runs + r->n_runs);
+    r->n_runs += more;
+    return ST_OK;
+}
+
+/* ---- writing results ---- */
+
+static void tell(struct rank *r, enum progress_kind kind, const struct run *run, int pid, enum cell_status status,
+                 double seconds, const char *reason)
+{
+    struct progress_event e = {
+        .kind = kind,
+        .rank = r->seat->me.rank,
+        .cell = run->cell,
+        .process = run->process,
+        .pid = pid,
+        .status = status,
+        .seconds = seconds,
+    };
+    memcpy(e.host, r->seat->me.host, sizeof e.host);
+    snprintf(e.reason, sizeof e.reason, "%s", reason ? reason : "");
+    r->tell(r->ctx, &e);
+}
+
+static void break_down(struct rank *r)
+{
+    r->broken = r->stopping = true;
+    if (!r->why)
+        r->why = "the launcher broke down";
+}
+
+/* skipped: processes of the cell that were planned and will not be started. */
+static void write_result(struct rank *r, size_t cell, const struct result *result, double seconds, int skipped)
+{
+    char path[WORK_PATH_MAX];
+    r->settled[cell] = true;
+    cell_file_path(r->prepared->output, result->cell.id, path, sizeof path);
+    if (cell_file_write(path, result) != ST_OK) {
+        log_line(LOG_ERROR, "results cannot be written, so no further cell is started; when that is mended, --resume goes on");
+        break_down(r);
+        return;
+    }
+    tell(r, PROGRESS_CELL, &(struct run){cell, skipped}, 0, result->status, seconds, result->reason);
+}
+
+static struct assembly *find_assembly(struct rank *r, size_t cell, int n_parts)
+{
+    for (struct assembly *a = r->assemblies; a; a = a->next)
+        if (a->cell == cell)
+            return a;
+    struct assembly *a = calloc(1, sizeof *a);
+    if (a)
+        a->parts = calloc((size_t)n_parts, sizeof *a->parts);
+    if (!a || !a->parts) {
+        free(a);
+        return NULL;
+    }
+    a->cell = cell;
+    a->n_parts = n_parts;
+    a->next = r->assemblies;
+    r->assemblies = a;
+    return a;
+}
+
+/* Join what is in, write it, forget it. */
+static void complete(struct rank *r, struct assembly *a)
+{
+    struct result     whole;
+    struct assembly **at = &r->assemblies;
+    while (*at != a)
+        at = &(*at)->next;
+    *at = a->next;
+    int n = a->n_in;
+    a->n_in = 0;
+    if (outcome_join(a->parts, n, &whole) == ST_OK) {
+        if (whole.status == CELL_OK && n < a->n_parts) {
+            char text[600];
+            snprintf(text, sizeof text, "%s; %d of %d processes had run", r->why ? r->why : "stopped", n, a->n_parts);
+            whole.status = CELL_INTERRUPTED;
+            result_set_reason(&whole, text);
+        }
+        write_result(r, a->cell, &whole, a->seconds, a->n_parts - n);
+        result_free(&whole);
+    } else {
+        break_down(r);
+    }
+    assembly_free(a);
+}
+
+/* What was begun and will not be finished is recorded as interrupted. */
+static void flush(struct rank *r)
+{
+    while (r->assemblies)
+        complete(r, r->assemblies);
+}
+
+status_t rank_record(struct rank *r, size_t cell, enum cell_status status, const char *reason)
+{
+    struct work   work = {.cell = r->prepared->plan->cells[cell], .rank = r->seat->me.rank, .facts = r->facts.facts,
+                          .n_facts = r->facts.n_facts};
+    struct result result;
+    TRY(outcome_without_run(&work, status, reason, &result));
+    write_result(r, cell, &result, 0, 0);
+    result_free(&result);
+    return r->broken ? ST_EIO : ST_OK;
+}
+
+/* ---- one worker ---- */
+
+static void drop_files(const struct running *w, bool task_too)
+{
+    unlink(w->part_path);
+    if (task_too)
+        unlink(w->task_path);
+}
+
+/* The worker's end: its result, its cell's if that is complete. */
+static void finish(struct rank *r, struct running *w, struct spawn_result *end)
+{
+    struct result part;
+    double        seconds = (double)(end->end_ns - end->exec_ns) * 1e-9;
+    if (outcome_of(&w->work, end, w->part_path, r->why ? r->why : "", &part) != ST_OK) {
+        break_down(r);
+    } else {
+        bool good = part.status == CELL_OK;
+        tell(r, PROGRESS_END, &w->run, w->pid, part.status, seconds, part.reason);
+        drop_files(w, good);
+        struct assembly *a = find_assembly(r, w->run.cell, w->work.n_parts);
+        if (a) {
+            a->parts[a->n_in++] = part;
+            a->seconds += seconds;
+            if (!good || a->n_in == a->n_parts)
+                complete(r, a);
+        } else {
+            result_free(&part);
+            break_down(r);
+        }
+    }
+    spawn_result_free(end);
+    work_free(&w->work);
+    w->job = 0;
+}
+
+/* How often this cell was tried in this folder before. */
+static int former_attempts(const char *path)
+{
+    struct result r;
+    if (!file_exists(path) || cell_file_read(path, &r) != ST_OK)
+        return 0;
+    int n = r.attempt;
+    result_free(&r);
+    return n;
+}
+
+static status_t write_task(const struct running *w)
+{
+    char *json;
+    TRY(atomic_make_folder(w->task_path));
+    TRY(work_to_json(&w->work, &json));
+    FILE    *f = fopen(w->task_path, "we");
+    bool     good = f && fputs(json, f) >= 0;
+    int      error = errno;
+    if (f && fclose(f) != 0) {
+        good = false;
+        error = errno;
+    }
+    free(json);
+    return good ? ST_OK : FAIL(ST_EIO, "cannot write %s: %s", w->task_path, strerror(error));
+}
+
+static status_t make_work(struct rank *r, struct run run, struct running *w)
+{
+    const struct cell *cell = &r->prepared->plan->cells[run.cell];
+    char               path[WORK_PATH_MAX];
+    memset(w, 0, sizeof *w);
+    w->run = run;
+    TRY(cell_copy(cell, &w->work.cell));
+    if (!w->work.cell.device[0])
+        snprintf(w->work.cell.device, sizeof w->work.cell.device, "%s", device_class_name(cell->device_class));
+    if (w->work.cell.deadline_s <= 0)
+        w->work.cell.deadline_s = DEFAULT_DEADLINE_S;
+    w->work.part = run.process;
+    w->work.n_parts = work_parts(&cell->workload);
+    w->work.rank = r->seat->me.rank;
+    cell_file_path(r->prepared->output, cell->id, path, sizeof path);
+    w->work.attempt = former_attempts(path) + 1;
+    w->work.pin = r->seat->disjoint;
+    for (size_t i = 0; i < r->facts.n_facts; i++)
+        TRY(work_add_fact(&w->work, r->facts.facts[i].key, r->facts.facts[i].value));
+    char text[32];
+    snprintf(text, sizeof text, "%zu", r->started);
+    TRY(work_add_fact(&w->work, "rank_order", text));
+    snprintf(w->task_path, sizeof w->task_path, "%s/work/%.2s/%s-%d.json", r->prepared->output, cell->id, cell->id, run.process);
+    snprintf(w->part_path, sizeof w->part_path, "%s/work/%.2s/%s-%d.h5", r->prepared->output, cell->id, cell->id, run.process);
+    return ST_OK;
+}
+
+static status_t start(struct rank *r, struct run run)
+{
+    struct running *w = &r->now;
+    TRY(make_work(r, run, w));
+    TRY(write_task(w));
+    char *const argv[] = {r->program, "cell", w->task_path, "--output", w->part_path, NULL};
+    struct spawn_request request = {
+        .argv = argv,
+        .cores = &r->seat->own,
+        .deadline_s = w->work.cell.deadline_s,
+        .grace_s = WORKER_GRACE_S,
+        .forward = r->launch->forward,
+    };
+    TRY(spawner_start(r->spawner, &request, &w->job, &w->pid));
+    r->started++;
+    tell(r, PROGRESS_START, &w->run, w->pid, CELL_PENDING, 0, "");
+    return ST_OK;
+}
+
+/* ---- the loop ---- */
+
+static bool peek(struct rank *r, struct run *out)
+{
+    const struct plan *plan = r->prepared->plan;
+    for (; r->next < r->n_runs; r->next++) {
+        *out = r->runs[r->next];
+        /* A cell of few samples needs fewer processes than the job allows. */
+        if (!r->settled[out->cell] && out->process < work_parts(&plan->cells[out->cell].workload))
+            return true;
+    }
+    return false;
+}
+
+static bool shares_host(const struct rank *r, const struct run *run)
+{
+    return r->prepared->plan->cells[run->cell].device_class == DEVICE_CPU && r->seat->together < r->seat->me.local_size;
+}
+
+static void start_next(struct rank *r, struct run run)
+{
+    r->next++;
+    if (start(r, run) != ST_OK) {
+        work_free(&r->now.work);
+        r->now.job = 0;
+        turn_end(&r->turn);
+        break_down(r);
+    }
+}
+
+/* A device's worker is followed at once by the next, and its result is written while that one loads; CPU cells would
+ * disturb each other, so there the writing comes first. */
+static void end_worker(struct rank *r, struct spawn_result *end)
+{
+    struct running ended = r->now;
+    struct run     next;
+    r->now.job = 0;
+    bool clean = end->end == SPAWN_EXITED && end->exit_code == 0 && !end->signal;
+    if (clean && !r->stopping && peek(r, &next) && r->prepared->plan->cells[next.cell].device_class != DEVICE_CPU)
+        start_next(r, next);
+    finish(r, &ended, end);
+    turn_end(&r->turn);
+}
+
+/* The spawner is gone, and the worker with it. */
+static void lose_worker(struct rank *r)
+{
+    struct spawn_result end = {.end = SPAWN_DROPPED, .exit_code = -1, .exec_ns = clock_ns(), .end_ns = clock_ns()};
+    end.log = strdup("");
+    break_down(r);
+    r->why = "the launcher's spawner died";
+    end_worker(r, &end);
+}
+
+static void watch(struct rank *r)
+{
+    struct spawn_result end;
+    if (spawner_wait(r->spawner, STEP_MS, &end) != ST_OK) {
+        lose_worker(r);
+        return;
+    }
+    if (end.job == r->now.job)
+        end_worker(r, &end);
+    else if (end.job)
+        spawn_result_free(&end);
+    else if (r->stopping && !r->dropped && clock_ns() >= r->drop_ns) {
+        r->dropped = true;
+        if (spawner_drop(r->spawner, r->now.job, r->drop_ns ? 2 : 0) != ST_OK)
+            lose_worker(r);
+    }
+}
+
+enum rank_state rank_step(struct rank *r)
+{
+    struct run next;
+    status_t   st = ST_OK;
+    if (r->now.job) {
+        watch(r);
+        return RANK_BUSY;
+    }
+    if (r->stopping) {
+        flush(r);
+        return RANK_IDLE;
+    }
+    if (!peek(r, &next))
+        return RANK_IDLE;
+    if (!shares_host(r, &next) || turn_try(&r->turn, &st))
+        start_next(r, next);
+    else if (st != ST_OK)
+        break_down(r);
+    else
+        usleep((useconds_t)TURN_MS * 1000);
+    return RANK_BUSY;
+}
+
+void rank_stop(struct rank *r, double grace_s, const char *why)
+{
+    int64_t at = grace_s > 0 ? clock_ns() + (int64_t)(grace_s * 1e9) : 0;
+    if (!r->stopping || at < r->drop_ns) {
+        r->drop_ns = at;
+        r->dropped = r->dropped && at != 0; /* a worker that was asked politely is now killed */
+    }
+    r->stopping = true;
+    r->why = why;
+}
+
+bool rank_is_broken(const struct rank *r)
+{
+    return r->broken;
+}
