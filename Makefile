@@ -118,6 +118,12 @@ compare: ## BF16 against INT8 end to end: CHECKPOINT=DIR SAMPLES=N DEVICE=cpu|cu
 	@$(MAKE) --no-print-directory -j2 all
 	@BUILD=$(BUILD) jobs/compare.sh
 
+# The published S1-mini's shape, synthesized once (1.7 GB under $(BUILD)/checkpoints).
+bench: all ## share of the memory bandwidth that decoding reaches: CHECKPOINT=DIR BENCH="--frames 200"
+	@[ -n "$(CHECKPOINT)" ] || [ -e $(BUILD)/checkpoints/s1-mini/config.json ] || \
+	    $(BUILD)/qsweep synth $(BUILD)/checkpoints/s1-mini --shape s1-mini --seed 1 >&2
+	@$(BUILD)/qsweep bench --checkpoint $(or $(CHECKPOINT),$(BUILD)/checkpoints/s1-mini) $(BENCH)
+
 asan: ## unit tests under AddressSanitizer and UBSan
 	@$(MAKE) --no-print-directory -j2 unit BUILD=$(BUILD)/asan CUDA=0 CFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined"
 tsan: ## unit tests under ThreadSanitizer
@@ -130,7 +136,7 @@ clean: ## remove the build folder
 	rm -rf $(BUILD)
 help: ## list these targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-.PHONY: all compare unit test test-programs asan tsan cov clean help FORCE
+.PHONY: all bench compare unit test test-programs asan tsan cov clean help FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 

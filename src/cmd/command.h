@@ -20,6 +20,8 @@ struct command {
     X(quantize) \
     X(codec) \
     X(generate) \
+    X(devices) \
+    X(bench) \
     X(cell)
 
 #define X(name) extern const struct command command_##name;
