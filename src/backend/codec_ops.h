@@ -53,7 +53,7 @@ struct codec_ops {
     /* x [n][channels] between the activation dtype and host FP32. */
     status_t (*load)(struct backend *be, enum dtype act, void *d_x, const float *x, size_t count);
     status_t (*store)(struct backend *be, enum dtype act, float *x, const void *d_x, size_t count); /* synchronizes */
-    /* y [n][w.rows]: x holds (n−1)·stride + (taps−1)·dilation + 1 rows of w.cols. */
+    /* y [n][w.rows], FP32 whatever the activations are when w.rows is 1: x holds (n−1)·stride + (taps−1)·dilation + 1 rows of w.cols. */
     status_t (*conv)(struct backend *be, enum dtype act, void *d_y, const struct codec_matrix *w, const void *d_x, int n,
                      int stride, int dilation, const struct codec_epilogue *e);
     /* y = x + sin²(αx)/(α + 1e-9), d_alpha [channels]. y may be x. */

@@ -651,7 +651,7 @@ status_t codec_decode_push(struct codec *c, const int32_t *codes, size_t stride,
     TRY(stage_snake(c, &s->out, w->decoder_alpha, rows));
     TRY(conv(c, c->buffer[0], &w->decoder_out, c->buffer[1], rows, 1, 1, NULL, NULL, ACT_TANH));
     s->position += n;
-    return c->codec->store(c->be, c->act, wav, c->buffer[0], (size_t)rows);
+    return c->codec->store(c->be, DT_F32, wav, c->buffer[0], (size_t)rows); /* one channel: FP32 in every mode */
 }
 
 status_t codec_decode(struct codec *c, const struct codes *codes, float *wav)
