@@ -682,6 +682,7 @@ static void devices_are_found_by_name_and_others_refused(void **unused)
     const struct backend_options o = {0};
     const struct backend_ops    *found;
     assert_int_equal(backend_find("cpu", &found), ST_OK);
+    assert_string_equal(found->name, "cpu");
     assert_int_equal(backend_find("cpu_ref", &found), ST_OK);
     assert_string_equal(found->name, "cpu_ref");
     static const char *const wrong[] = {"", "gpu", "cpu:1", "cuda:", "cuda:x", "cuda:-1", "cuda:1x", "cuda:99999999999999999999", "cudax"};
