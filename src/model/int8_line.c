@@ -1,5 +1,6 @@
 #include "model/int8_line.h"
 
+#include "base/filemap.h"
 #include "model/bf16.h"
 #include "model/floats.h"
 #include "model/int8_rows.h"
@@ -9,8 +10,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 /* Codes of one chunk: small enough that a few lie in the second-level cache between quantizing and writing. */
 enum { CHUNK_CODES = 256 << 10, SLOTS_PER_THREAD = 3 };
@@ -54,22 +53,13 @@ int64_t int8_line_chunks(const struct tensor *matrix)
 
 /* ---- workers ---- */
 
-/* Bring the chunk's pages in with one call instead of a fault for every 64 KiB. It only helps; old kernels refuse it. */
-static void populate(const char *data, size_t bytes)
-{
-#ifdef MADV_POPULATE_READ
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)data & ~(page - 1);
-    madvise((void *)begin, (uintptr_t)data + bytes - begin, MADV_POPULATE_READ);
-#endif
-}
-
 static status_t quantize_chunk(enum recipe recipe, const struct int8_chunk *chunk)
 {
     const struct tensor *m    = chunk->source;
     int64_t              cols = m->shape[1];
     if (m->dtype == DT_BF16) {
         const char *rows = (const char *)m->data + (size_t)chunk->first_row * (size_t)cols * sizeof(bf16_t);
-        populate(rows, (size_t)chunk->rows * (size_t)cols * sizeof(bf16_t));
+        filemap_populate(rows, (size_t)chunk->rows * (size_t)cols * sizeof(bf16_t));
         return quantize_rows(recipe, m->name, chunk->first_row, rows, DT_BF16, chunk->rows, cols, chunk->codes, chunk->scales);
     }
     size_t  scale_size = dtype_size(recipe_scale_dtype(recipe, DT_BF16));

@@ -294,7 +294,7 @@ static void special_tokens_count_only_when_asked(void **state)
     expect_ids(t, "a<|im_end|>b<|semantic:17|><|pad|", true,
                (int32_t[]){'a', 260, 'b', 288, '<', '|', 'p', 'a', 'd', '|'}, 10);
     expect_ids(t, "<|pad|>", false, (int32_t[]){'<', '|', 'p', 'a', 'd', '|', '>'}, 7);
-    expect_ids(t, "", true, NULL, 0);
+    expect_ids(t, "", true, (int32_t[]){0}, 0);
     tokenizer_close(t);
     free(v.text);
 }
