@@ -228,6 +228,9 @@ static status_t build_prompt(const struct request *r, const struct model_config 
 {
     if (r->prompt_ids)
         return prompt_ids_open(r->prompt_ids, config, out);
+    if (config->family == FAMILY_S2)
+        return FAIL(ST_EUNSUPPORTED, "%s: text prompts of S2 checkpoints need a tokenizer.json, which is not read; give the ids "
+                    "with --prompt-ids", r->checkpoint);
     struct voice      voices[VOICES_MAX] = {{0}};
     struct tokenizer *tokenizer          = NULL;
     char             *text               = NULL;

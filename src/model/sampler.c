@@ -170,8 +170,8 @@ static bool descend(struct descent *d, int shift, int width)
 
 /* The first level for many logits that are BF16 values but for a few (the penalized): all entries of one upper half-word
  * are equal, so one exponential per distinct value is enough. 155,776 logits: 1.05 ms a draw, by descend() alone 3.2 (one
- * 2.6 GHz core, best of 60; 4,097 logits take 0.045 ms). Returns 0 when
- * every bucket fits whole, 1 when one was opened, -1 when the logits are not of this kind. count: [COARSE_BUCKETS]. */
+ * 2.6 GHz core, best of 60; 4,097 logits take 0.045 ms). Returns 0 when every bucket fits whole, 1 when one was opened,
+ * -1 when the logits are not of this kind. count: [COARSE_BUCKETS]. */
 static int descend_bf16(struct descent *d, uint32_t *count)
 {
     float    odd[ODD_MAX];

@@ -105,6 +105,18 @@ def main():
     r = generate("--prompt-ids", ids, "--frames", "4", "--precision", "int8", "--recipe", "legacy", "--kv", "int8")
     check("the legacy recipe and an INT8 cache decode", r.returncode == 0, r.stderr.decode())
 
+    s2 = os.path.join(tmp, "s2")
+    made = subprocess.run([QSWEEP, "synth", s2, "--shape", "s2-nano", "--seed", "1", "--no-measure"], capture_output=True, timeout=120)
+    with open(os.path.join(tmp, "five.json"), "w") as f:
+        json.dump([[1, 2, 3, 4, 5]], f)
+    r = generate("--prompt-ids", os.path.join(tmp, "five.json"), "--frames", "6", "--codes", "-", checkpoint=s2)
+    frames = frames_of(r.stdout)
+    check("an S2 checkpoint decodes from ids, by S2 rules of its own accord",
+          made.returncode == 0 and frames is not None and json.loads(r.stdout)["sampling"] == "s2" and
+          all(t == 514 or 547 <= t <= 4642 for t, *_ in frames), r.stderr.decode())
+    r = generate("--text", "hi", checkpoint=s2)
+    check("text for an S2 checkpoint is refused and --prompt-ids named", r.returncode == 1 and b"--prompt-ids" in r.stderr, r.stderr.decode())
+
     usage = [
         ([], "nothing to say"),
         (["--text", "a", "--prompt-ids", ids], "two prompts"),

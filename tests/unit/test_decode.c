@@ -337,6 +337,85 @@ static void a_second_prefill_starts_anew(void **unused)
     rig_close(&r);
 }
 
+/* ---- sampled frames ---- */
+
+struct kept_logits {
+    float slow[40][3][TINY_VOCAB], residual[40][3][4][40];
+};
+
+static void keep_logits(void *ctx, int sequence, int frame, int codebook, const float *logits, int n)
+{
+    struct kept_logits *k = ctx;
+    memcpy(codebook == 0 ? k->slow[frame][sequence] : k->residual[frame][sequence][codebook], logits, (size_t)n * sizeof *logits);
+}
+
+/* What the sampler draws for one code from kept logits, with the history picked out of the frames by hand. */
+static int32_t expected_draw(const struct sampling *s, const struct kept_logits *k, const int32_t frames[][WIDTH], int frame,
+                             int sequence, uint32_t id, int codebook)
+{
+    const struct noise_key key = {id, (uint32_t)frame, (uint32_t)codebook, 0};
+    const float           *logits = codebook == 0 ? k->slow[frame][sequence] : k->residual[frame][sequence][codebook];
+    const int              loop = frame - 1, start = loop < 16 ? 0 : loop - 16; /* of the frames after the first */
+    int32_t                history[32], ids[41];
+    float                  some[41];
+    double                 scratch[TINY_VOCAB];
+    int                    n = 0;
+    if (s->rules == SAMPLING_S2) {
+        for (int i = 0; i < 41; i++)
+            some[i] = logits[ids[i] = i < 40 ? 60 + i : 50];
+        for (int back = 1; codebook == 0 && back <= 10 && loop - back >= 0; back++)
+            if (frames[1 + loop - back][0] != 50)
+                history[n++] = frames[1 + loop - back][0];
+        return codebook == 0 ? ids[sampler_draw(s, some, 41, ids, history, n, key, scratch)]
+                             : sampler_draw(s, logits, 40, NULL, NULL, 0, key, scratch);
+    }
+    for (int row = 0; codebook == 0 && frame > 0 && row < WIDTH; row++)
+        history[n++] = start < loop ? frames[1 + start][row] : 0;
+    for (int column = start; codebook > 0 && frame > 0 && column < start + 16; column++)
+        history[n++] = column < loop ? frames[1 + column][1 + codebook] : 0;
+    return sampler_draw(s, logits, codebook == 0 ? TINY_VOCAB : 40, NULL, history, n, key, scratch);
+}
+
+static void sampled_frames_are_the_draws_of_their_own_keys_and_histories(void **unused)
+{
+    enum { N = 30 };
+    static struct kept_logits kept;
+    static int32_t            got[3][N][WIDTH];
+    const uint32_t            ids[3] = {4, 1000000, 2};
+    const struct decode_tap   tap    = {&kept, keep_logits, NULL};
+    int                       again  = 0;
+    for (int rules = 0; rules < SAMPLING_COUNT; rules++) {
+        struct decode_options o = greedy((enum sampling_rules)rules, 1.4f);
+        struct rig            r;
+        int                   done;
+        o.sampling.greedy      = false;
+        o.sampling.seed        = 77;
+        o.sampling.temperature = 1.5f;
+        o.sampling.top_k       = rules == SAMPLING_S2 ? 4 : 0;
+        o.batch                = 3;
+        o.fixed_length         = true;
+        o.tap                  = &tap;
+        o.sequence_ids         = ids;
+        rig_open(&r, &o);
+        assert_int_equal(decoder_run(r.d, N, &got[0][0][0], NULL, &done), ST_OK);
+        assert_int_equal(done, N);
+        for (int s = 0; s < 3; s++)
+            for (int k = 0; k < N; k++) {
+                for (int codebook = 0; codebook < 4; codebook++) {
+                    int32_t want = expected_draw(&o.sampling, &kept, got[s], k, s, ids[s], codebook);
+                    int32_t have = got[s][k][codebook == 0 ? 0 : 1 + codebook];
+                    if (want != have)
+                        fail_msg("rules %s, sequence %d, frame %d, codebook %d: %d, want %d", sampling_rules_name((enum sampling_rules)rules), s, k,
+                                 codebook, have, want);
+                }
+                for (int back = 1; back <= 10 && k - back >= 1; back++)
+                    again += got[s][k][0] == got[s][k - back][0];
+            }
+        rig_close(&r);
+    }
+    assert_true(again > 10); /* the windows had something to find */
+}
+
 static void a_prompt_longer_than_a_prefill_chunk_equals_the_naive_model(void **unused)
 {
     enum { LONG = 300, N = 3 };
@@ -432,6 +511,113 @@ static void prompts_and_options_that_do_not_fit_are_refused(void **unused)
     rig_close(&r);
 }
 
+/* ---- the fused hooks, by a backend whose engine replays a list of frames ---- */
+
+static int     fused_opened, fused_closed, fused_prefilled;
+static int32_t replay[2][10][WIDTH];
+static int     replayed;
+static bool    fused_refuses;
+
+static status_t fake_open(struct backend *be, const struct weights *w, const struct decode_options *options, struct fused **out)
+{
+    if (fused_refuses)
+        return ST_EUNSUPPORTED;
+    assert_non_null(options->sequence_ids);
+    fused_opened++;
+    *out = (struct fused *)(uintptr_t)&fused_opened;
+    return ST_OK;
+}
+
+static void fake_close(struct fused *f)
+{
+    fused_closed++;
+}
+
+static status_t fake_prefill(struct fused *f, const struct prompt *prompts)
+{
+    fused_prefilled++;
+    replayed = 0;
+    return ST_OK;
+}
+
+static status_t fake_run(struct fused *f, int n, int32_t *frames, double *step_ms, int *n_done)
+{
+    for (int s = 0; s < 2; s++)
+        memcpy(frames + s * n * WIDTH, replay[s][replayed], (size_t)n * sizeof replay[s][0]);
+    replayed += n;
+    *n_done = n;
+    return ST_OK;
+}
+
+static size_t fake_bytes(const struct fused *f, int context)
+{
+    return (size_t)context * 1000;
+}
+
+static const char *fake_engine(const struct fused *f)
+{
+    return "persistent";
+}
+
+static void a_fused_engine_is_used_asked_and_closed_and_auto_falls_back_to_ops(void **unused)
+{
+    const struct model_config c  = tiny_config();
+    struct tiny          *t  = tiny_open(&c, false, 5);
+    struct backend       *be = open_backend("cpu_ref", ROUND_NONE);
+    struct backend_ops    ops = *backend_ops_of(be);
+    struct decode_options o   = greedy(SAMPLING_S1, 1.0f);
+    struct decoder       *d;
+    int32_t               one[WIDTH] = {60, 0, 0, 0, 0}, got[2 * 6 * WIDTH];
+    const struct prompt   p[2] = {{WIDTH, 1, one}, {WIDTH, 1, one}};
+    int                   done;
+    ops.fused_open        = fake_open;
+    ops.fused_close       = fake_close;
+    ops.fused_prefill     = fake_prefill;
+    ops.fused_run         = fake_run;
+    ops.fused_frame_bytes = fake_bytes;
+    ops.fused_engine      = fake_engine;
+    const struct backend_ops *own = backend_ops_of(be);
+    ((struct backend_base *)(void *)be)->ops = &ops;
+    o.batch = 2;
+    for (int engine = 0; engine < ENGINE_COUNT; engine++)
+        for (int refuses = 0; refuses < 2; refuses++) {
+            o.engine      = (enum engine_kind)engine;
+            fused_refuses = refuses;
+            fused_opened = fused_closed = fused_prefilled = 0;
+            status_t st = decoder_open(be, &t->w, &o, &d);
+            if (refuses && engine != ENGINE_AUTO && engine != ENGINE_OPS) {
+                assert_int_equal(st, ST_EUNSUPPORTED);
+                continue;
+            }
+            assert_int_equal(st, ST_OK);
+            const bool fused = engine != ENGINE_OPS && !refuses;
+            assert_string_equal(decoder_engine(d), fused ? "persistent" : "ops");
+            assert_int_equal(fused_opened, fused);
+            if (fused) {
+                forced_frames(&replay[0][0][0], 10, 0, 4);
+                forced_frames(&replay[1][0][0], 10, -1, -1);
+                for (int k = 5; k < 10; k++)
+                    for (int row = 0; row < WIDTH; row++)
+                        replay[0][k][row] = -1;
+                assert_int_equal(decoder_prefill(d, p, NULL), ST_OK);
+                assert_int_equal(fused_prefilled, 1);
+                assert_int_equal(decoder_run(d, 3, got, NULL, &done), ST_OK);
+                assert_int_equal(decoder_length(d, 0), 3);
+                assert_int_equal(decoder_step_bytes(d), 4000);
+                assert_int_equal(decoder_run(d, 6, got, NULL, &done), ST_OK);
+                assert_int_equal(decoder_length(d, 0), 5);
+                assert_true(decoder_stopped(d, 0));
+                assert_int_equal(decoder_length(d, 1), 9);
+                assert_false(decoder_stopped(d, 1));
+            }
+            decoder_close(d);
+            assert_int_equal(fused_closed, fused);
+        }
+    ((struct backend_base *)(void *)be)->ops = own;
+    backend_close(be);
+    tiny_close(t);
+}
+
 static void too_little_memory_is_out_of_memory_and_leaks_nothing(void **unused)
 {
     const struct model_config c = tiny_config();
@@ -464,9 +650,11 @@ int main(void)
         cmocka_unit_test(fixed_length_ignores_im_end),
         cmocka_unit_test(a_full_cache_stops_a_sequence_at_max_seq_len_minus_prompt_frames),
         cmocka_unit_test(a_second_prefill_starts_anew),
+        cmocka_unit_test(sampled_frames_are_the_draws_of_their_own_keys_and_histories),
         cmocka_unit_test(a_prompt_longer_than_a_prefill_chunk_equals_the_naive_model),
         cmocka_unit_test(step_bytes_count_every_weight_once_a_pass_and_the_cache),
         cmocka_unit_test(prompts_and_options_that_do_not_fit_are_refused),
+        cmocka_unit_test(a_fused_engine_is_used_asked_and_closed_and_auto_falls_back_to_ops),
         cmocka_unit_test(too_little_memory_is_out_of_memory_and_leaks_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
