@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -52,12 +51,4 @@ void filemap_will_need(const struct filemap *map)
     long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
     if (map->data && pages > 0 && page > 0 && map->size / (size_t)page < (size_t)pages / 2)
         madvise((void *)map->data, map->size, MADV_WILLNEED);
-}
-
-void filemap_populate(const void *data, size_t bytes)
-{
-#ifdef MADV_POPULATE_READ
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)data & ~(page - 1);
-    madvise((void *)begin, (uintptr_t)data + bytes - begin, MADV_POPULATE_READ);
-#endif
 }

@@ -20,8 +20,4 @@ void     filemap_close(struct filemap *map); /* an empty map is accepted */
  * reading ahead would then push out what it just read. */
 void filemap_will_need(const struct filemap *map);
 
-/* Map in the pages of bytes bytes at data, a part of some map, with one call instead of a fault for every 64 KiB. It only
- * saves time; kernels before Linux 5.14 refuse, and nothing is lost. */
-void filemap_populate(const void *data, size_t bytes);
-
 #endif

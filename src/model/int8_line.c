@@ -1,6 +1,5 @@
 #include "model/int8_line.h"
 
-#include "base/filemap.h"
 #include "model/bf16.h"
 #include "model/floats.h"
 #include "model/int8_rows.h"
@@ -59,7 +58,6 @@ static status_t quantize_chunk(enum recipe recipe, const struct int8_chunk *chun
     int64_t              cols = m->shape[1];
     if (m->dtype == DT_BF16) {
         const char *rows = (const char *)m->data + (size_t)chunk->first_row * (size_t)cols * sizeof(bf16_t);
-        filemap_populate(rows, (size_t)chunk->rows * (size_t)cols * sizeof(bf16_t));
         return quantize_rows(recipe, m->name, chunk->first_row, rows, DT_BF16, chunk->rows, cols, chunk->codes, chunk->scales);
     }
     size_t  scale_size = dtype_size(recipe_scale_dtype(recipe, DT_BF16));

@@ -120,7 +120,6 @@ static status_t write_as_is(struct writing *w, const struct tensor *t)
 {
     for (size_t at = 0; at < t->bytes;) {
         size_t bytes = t->bytes - at < COPY_BYTES ? t->bytes - at : COPY_BYTES;
-        filemap_populate((const char *)t->data + at, bytes);
         TRY(safetensors_writer_data(w->writer, (const char *)t->data + at, bytes));
         at += bytes;
         w->done += bytes;
