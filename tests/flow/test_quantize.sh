@@ -61,6 +61,18 @@ check $? "a checkpoint that is not there ends with status 1 and its name"
 [ $? -eq 1 ] && grep -q "quantized already" err.txt && [ ! -e twice ]
 check $? "a quantized checkpoint is not quantized again"
 
+bad=0
+for recipe in torchao torchao-v2 legacy; do
+    "$qsweep" quantize ckpt --recipe $recipe --output "same-$recipe" >/dev/null 2>err.txt || bad=1
+    for model in "same-$recipe" "ckpt --recipe $recipe"; do
+        # shellcheck disable=SC2086 # the words are arguments
+        "$qsweep" generate $model --precision int8 --text "Hello there." --frames 16 --seed 3 --codes codes.json >/dev/null 2>err.txt || bad=1
+        python3 -c 'import json; r = json.load(open("codes.json")); print(r["prompt"], r["frames"])' >"${model%% *}.frames" || bad=1
+    done
+    [ -s ckpt.frames ] && cmp -s "same-$recipe.frames" ckpt.frames || { bad=1; echo "# $recipe differs"; }
+done
+check $bad "frames from a quantized folder equal those of quantizing at load, for every recipe"
+
 # A signal at any moment: either the whole folder or nothing of it.
 bad=0 stopped=0
 for signal in INT TERM; do
