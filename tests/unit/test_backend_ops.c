@@ -18,7 +18,6 @@
 #include <string.h>
 
 static const char *const backends[] = {"cpu_ref", "cpu", "cuda"};
-enum { N_BACKENDS = 3 };
 
 /* Share of results that may differ from the twin by one BF16 step where exp, rsqrt or a division stand before a
  * rounding: their last bit differs between libraries and decides a rounding once in about 2^15 cases. */
@@ -123,7 +122,7 @@ static void assert_seen(const double *faithful, const double *plain, size_t n, c
 static void each_backend(void (*test)(bool bf16))
 {
     int ran = 0;
-    for (int b = 0; b < N_BACKENDS; b++)
+    for (int b = 0; b < 3; b++)
         for (int bf16 = 0; bf16 < 2; bf16++) {
             const struct backend_options o = {.rounding = bf16 ? ROUND_BF16 : ROUND_NONE, .n_threads = 2};
             if (backend_open(backends[b], &o, &be) != ST_OK)
@@ -427,9 +426,7 @@ static void silu_rounds_before_the_product_and_add_after_the_sum(void **unused)
 
 /* ---- RoPE, cache, attention ---- */
 
-struct shape {
-    int n_head, n_kv, d;
-};
+struct shape { int n_head, n_kv, d; };
 
 static struct kv_cache make_cache(enum kv_format format, int n_seq, int n_kv, int max_len, int d)
 {
@@ -640,7 +637,7 @@ static void ledger_all(bool bf16)
     float                *values;
     struct matrix         host_m = make_matrix(DT_I8, DT_BF16, 10, 16, true, &values), adopted;
     void                 *d;
-    size_t                before = atomic_load(&m->total);
+    const size_t          before = atomic_load(&m->total);
     assert_int_equal(ops->alloc(be, MEM_KV, 1000, &d), ST_OK);
     assert_true(atomic_load(&m->now[MEM_KV]) >= 1000);
     assert_int_equal(ops->adopt(be, &host_m, &adopted), ST_OK);
