@@ -114,29 +114,35 @@ static size_t block_inputs(const struct conv_call *c, int rows)
     return (size_t)(rows - 1) * (size_t)c->stride + (size_t)(c->w->taps - 1) * (size_t)c->dilation + 1;
 }
 
-static void finish_tile(const struct conv_call *c, const float *sums, int t0, int rows, int panel)
+/* Sums of one panel to results, one step at a time over the row: each loop is plain enough to vectorise. */
+static void finish_row(const struct conv_call *c, float *restrict v, int first, int count, size_t at)
 {
-    int                    width = c->k->width, first = panel * width;
-    int                    count = c->w->rows - first < width ? c->w->rows - first : width;
+    const struct codec_matrix   *w = c->w;
     const struct codec_epilogue *e = c->e;
-    for (int t = 0; t < rows; t++) {
-        const float *s  = sums + (size_t)t * (size_t)width;
-        size_t       at = (size_t)(t0 + t) * (size_t)c->w->rows + (size_t)first;
-        float       *y  = c->y + at;
-        const float *residual = e->d_residual ? (const float *)e->d_residual + at : NULL;
-        for (int i = 0; i < count; i++) {
-            float v = s[i];
-            if (c->w->scales)
-                v *= c->w->scales[first + i];
-            if (c->w->bias)
-                v += c->w->bias[first + i];
-            if (e->act != ACT_NONE)
-                v = codec_activate(e->act, v);
-            if (e->d_gamma)
-                v *= e->d_gamma[first + i];
-            y[i] = residual ? residual[i] + v : v;
-        }
-    }
+    if (w->scales)
+        for (int i = 0; i < count; i++)
+            v[i] *= w->scales[first + i];
+    if (w->bias)
+        for (int i = 0; i < count; i++)
+            v[i] += w->bias[first + i];
+    if (e->act != ACT_NONE)
+        for (int i = 0; i < count; i++)
+            v[i] = codec_activate(e->act, v[i]);
+    if (e->d_gamma)
+        for (int i = 0; i < count; i++)
+            v[i] *= e->d_gamma[first + i];
+    if (e->d_residual)
+        for (int i = 0; i < count; i++)
+            v[i] = ((const float *)e->d_residual)[at + (size_t)i] + v[i];
+    memcpy(c->y + at, v, (size_t)count * sizeof *v);
+}
+
+static void finish_tile(const struct conv_call *c, float *sums, int t0, int rows, int panel)
+{
+    int width = c->k->width, first = panel * width;
+    int count = c->w->rows - first < width ? c->w->rows - first : width;
+    for (int t = 0; t < rows; t++)
+        finish_row(c, sums + (size_t)t * (size_t)width, first, count, (size_t)(t0 + t) * (size_t)c->w->rows + (size_t)first);
 }
 
 static void conv_block(const struct conv_call *c, const void *x, size_t row_items, int t0, int rows, int panel)
