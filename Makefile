@@ -114,6 +114,12 @@ test: ## the whole test suite; installs what is missing
 
 test-programs: $(UNIT_BIN)
 
+# GPU tests and benchmarks are plain programs under tests/gpu; the scripts there say what runs and skip without a GPU.
+GPU_BIN := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/gpu/test_*.c tests/gpu/bench_*.c))
+$(BUILD)/tests/gpu/%: $(BUILD)/tests/gpu/%.c.o $(LIB) $(CUDA_OBJ) $(FABRIC_SOLO)
+	$(CC) $(CFLAGS) -pthread -o $@ $< $(FABRIC_SOLO) -Wl,--start-group $(LIB) $(CUDA_OBJ) -Wl,--end-group $(LIBS) $(CUDA_LIBS) $(LDFLAGS)
+gpu-programs: all $(GPU_BIN)
+
 compare: ## BF16 against INT8 end to end: CHECKPOINT=DIR SAMPLES=N DEVICE=cpu|cuda FRESH=1
 	@jobs/setup.sh --for report
 	@$(MAKE) --no-print-directory -j2 all
