@@ -49,7 +49,7 @@ struct trace_point {
 };
 
 /* A key and its text or number for the provenance group: host, cpu, gpu_name, gpu_uuid, driver, git, command, …
- * The summary reads "gpu_name", else "cpu" (device_name), and "prequantized" ("true" when the weights were read
+ * The summary reads "gpu_name", else "cpu_model" (device_name), and "prequantized" ("true" when the weights were read
  * already quantized). */
 struct fact {
     char *key, *value;

@@ -23,21 +23,31 @@ double stats_std(const double *x, size_t n)
 static int by_value(const void *a, const void *b)
 {
     double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
+    return isnan(x) || isnan(y) ? !!isnan(x) - !!isnan(y) : (x > y) - (x < y); /* NaN last: the order stays total */
+}
+
+void stats_sort(double *x, size_t n)
+{
+    qsort(x, n, sizeof *x, by_value);
+}
+
+double stats_quantile_sorted(const double *sorted, size_t n, double q)
+{
+    if (n == 0)
+        return NAN;
+    double position = q * (double)(n - 1);
+    size_t below = (size_t)position;
+    if (below >= n - 1)
+        return sorted[n - 1];
+    double share = position - (double)below;
+    return sorted[below] + share * (sorted[below + 1] - sorted[below]);
 }
 
 double stats_quantile(const double *x, size_t n, double q, double *scratch)
 {
-    if (n == 0)
-        return NAN;
     memcpy(scratch, x, n * sizeof *x);
-    qsort(scratch, n, sizeof *scratch, by_value);
-    double position = q * (double)(n - 1);
-    size_t below = (size_t)position;
-    if (below >= n - 1)
-        return scratch[n - 1];
-    double share = position - (double)below;
-    return scratch[below] + share * (scratch[below + 1] - scratch[below]);
+    stats_sort(scratch, n);
+    return stats_quantile_sorted(scratch, n, q);
 }
 
 size_t stats_quantile_needs(double q)
@@ -47,6 +57,11 @@ size_t stats_quantile_needs(double q)
         return 1;
     /* 1/(1 − 0.95) is 20.000000000000018 in binary: without the slack, p95 would ask for 21. */
     return (size_t)ceil(1 / tail * (1 - 1e-12));
+}
+
+double stats_quantile_sorted_supported(const double *sorted, size_t n, double q)
+{
+    return n >= stats_quantile_needs(q) ? stats_quantile_sorted(sorted, n, q) : NAN;
 }
 
 double stats_quantile_supported(const double *x, size_t n, double q, double *scratch)

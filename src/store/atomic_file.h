@@ -5,6 +5,7 @@
 #include "base/status.h"
 
 #include <stddef.h>
+#include <stdint.h>
 
 enum { ATOMIC_PATH_MAX = 4400 };
 
@@ -20,6 +21,13 @@ struct piece {
     size_t      size;
 };
 status_t atomic_write(const char *path, const struct piece *pieces, int n);
+
+/* Remove temporary files of path that processes of this host left behind when they died. Others are not touched. */
+void atomic_sweep(const char *path);
+
+/* Reserve disk space for `temporary`, which will be path, so that writing `bytes` in all cannot run out of it. ST_EIO
+ * when the space is not there; ST_OK where the file system cannot reserve but has as much free. */
+status_t atomic_reserve(const char *temporary, const char *path, uint64_t bytes);
 
 /* Make the folder of path and what is missing above it. */
 status_t atomic_make_folder(const char *path);

@@ -18,8 +18,8 @@ enum { BLOCK_SIZE = 512 };
 /* The text at the start of a cell file. The sum covers every byte of the file but its own line and the zeros after it.
  */
 struct block {
-    char     version[32], id[33], status[16];
-    uint64_t size, sum;
+    char              version[32], status[16];
+    struct cell_stamp stamp;
 };
 
 void cell_file_path(const char *output, const char *id, char *path, size_t size)
@@ -72,8 +72,8 @@ out:
 /* The lines that the sum covers; returns their length. */
 static int block_text(const struct block *b, char out[BLOCK_SIZE])
 {
-    return snprintf(out, BLOCK_SIZE, "%s %s\nid %s\nstatus %s\nsize %" PRIu64 "\n", SCHEMA_NAME, b->version, b->id,
-                    b->status, b->size);
+    return snprintf(out, BLOCK_SIZE, "%s %s\nid %s\nstatus %s\nstarted %" PRId64 "\nsize %" PRIu64 "\n", SCHEMA_NAME,
+                    b->version, b->stamp.id, b->status, b->stamp.started_ns, b->stamp.size);
 }
 
 /* All BLOCK_SIZE bytes. */
@@ -81,7 +81,7 @@ static void block_format(const struct block *b, char out[BLOCK_SIZE])
 {
     memset(out, 0, BLOCK_SIZE);
     int n = block_text(b, out);
-    snprintf(out + n, (size_t)(BLOCK_SIZE - n), "xxh3 %016" PRIx64 "\n", b->sum);
+    snprintf(out + n, (size_t)(BLOCK_SIZE - n), "xxh3 %016" PRIx64 "\n", b->stamp.sum);
 }
 
 status_t cell_file_write(const char *path, const struct result *r)
@@ -92,8 +92,8 @@ status_t cell_file_write(const char *path, const struct result *r)
     TRY(atomic_make_folder(path));
     TRY(build_image(r, &image, &size));
 
-    struct block block = {.version = SCHEMA_VERSION, .size = size};
-    memcpy(block.id, r->cell.id, sizeof block.id);
+    struct block block = {.version = SCHEMA_VERSION, .stamp = {.started_ns = r->started_ns, .size = size}};
+    memcpy(block.stamp.id, r->cell.id, sizeof block.stamp.id);
     snprintf(block.status, sizeof block.status, "%s", cell_status_name(r->status));
     int           n = block_text(&block, image);
     XXH3_state_t *sum = XXH3_createState();
@@ -104,13 +104,27 @@ status_t cell_file_write(const char *path, const struct result *r)
     XXH3_64bits_reset(sum);
     XXH3_64bits_update(sum, image, (size_t)n);
     XXH3_64bits_update(sum, image + BLOCK_SIZE, size - BLOCK_SIZE);
-    block.sum = XXH3_64bits_digest(sum);
+    block.stamp.sum = XXH3_64bits_digest(sum);
     block_format(&block, image);
     XXH3_freeState(sum);
 
     struct piece whole = {image, size};
     status_t     st = atomic_write(path, &whole, 1);
     free(image);
+    return st;
+}
+
+status_t cell_file_equal(const struct result *a, const struct result *b, bool *equal)
+{
+    char  *image_a = NULL, *image_b = NULL;
+    size_t size_a = 0, size_b = 0;
+    h5_begin("compare", ST_EINTERNAL);
+    status_t st = build_image(a, &image_a, &size_a);
+    if (st == ST_OK)
+        st = build_image(b, &image_b, &size_b);
+    *equal = st == ST_OK && size_a == size_b && memcmp(image_a, image_b, size_a) == 0;
+    free(image_a);
+    free(image_b);
     return st;
 }
 
@@ -138,19 +152,25 @@ static bool read_at(int fd, void *out, size_t size, off_t at)
 /* A block is valid when writing it again gives the same bytes: nothing in it goes unchecked. */
 static status_t parse_block(const char *path, const char *text, struct block *out)
 {
-    struct block b;
+    struct block b = {0};
     char         again[BLOCK_SIZE];
+    int          major = (int)strcspn(SCHEMA_VERSION, "."), status = -1;
     if (strncmp(text, SCHEMA_NAME " ", strlen(SCHEMA_NAME) + 1) != 0)
         return FAIL(ST_EINPUT, "%s: not a %s file", path, SCHEMA_NAME);
-    int n = sscanf(text, SCHEMA_NAME " %31[0-9.] id %32[0-9a-f] status %15[a-z] size %" SCNu64 " xxh3 %" SCNx64,
-                   b.version, b.id, b.status, &b.size, &b.sum);
-    if (n >= 1 && strncmp(b.version, SCHEMA_VERSION, strcspn(SCHEMA_VERSION, ".") + 1) != 0)
-        return FAIL(ST_EINPUT, "%s: schema version %s, this qsweep reads %.*s.x", path, b.version,
-                    (int)strcspn(SCHEMA_VERSION, "."), SCHEMA_VERSION);
-    if (n == 5)
+    int n = sscanf(text,
+                   SCHEMA_NAME " %31[0-9.] id %32[0-9a-f] status %15[a-z] started %" SCNd64 " size %" SCNu64
+                               " xxh3 %" SCNx64,
+                   b.version, b.stamp.id, b.status, &b.stamp.started_ns, &b.stamp.size, &b.stamp.sum);
+    if (n >= 1 && strncmp(b.version, SCHEMA_VERSION, (size_t)major + 1) != 0)
+        return FAIL(ST_EINPUT, "%s: schema version %s, this qsweep reads %.*s.x", path, b.version, major,
+                    SCHEMA_VERSION);
+    if (n == 6) {
         block_format(&b, again);
-    if (n != 5 || memcmp(text, again, BLOCK_SIZE) != 0)
+        status = cell_status_parse(b.status);
+    }
+    if (status < 0 || memcmp(text, again, BLOCK_SIZE) != 0)
         return FAIL(ST_EINPUT, "%s: damaged in its first %d bytes", path, BLOCK_SIZE);
+    b.stamp.status = (enum cell_status)status;
     *out = b;
     return ST_OK;
 }
@@ -166,9 +186,10 @@ static status_t read_block(int fd, const char *path, struct block *out)
         return errno ? FAIL(ST_EIO, "%s: %s", path, strerror(errno))
                      : FAIL(ST_EINPUT, "%s: cut short: %lld bytes", path, (long long)info.st_size);
     TRY(parse_block(path, text, out));
-    if (out->size != (uint64_t)info.st_size)
+    if (out->stamp.size != (uint64_t)info.st_size)
         return FAIL(ST_EINPUT, "%s: %s: %lld bytes, it was written with %" PRIu64, path,
-                    (uint64_t)info.st_size < out->size ? "cut short" : "too long", (long long)info.st_size, out->size);
+                    (uint64_t)info.st_size < out->stamp.size ? "cut short" : "too long", (long long)info.st_size,
+                    out->stamp.size);
     return ST_OK;
 }
 
@@ -185,8 +206,8 @@ static status_t check_sum(int fd, const char *path, const struct block *block)
     }
     XXH3_64bits_reset(sum);
     XXH3_64bits_update(sum, text, (size_t)block_text(block, text));
-    for (uint64_t at = BLOCK_SIZE; at < block->size;) {
-        size_t n = block->size - at < BUFFER ? (size_t)(block->size - at) : BUFFER;
+    for (uint64_t at = BLOCK_SIZE; at < block->stamp.size;) {
+        size_t n = block->stamp.size - at < BUFFER ? (size_t)(block->stamp.size - at) : BUFFER;
         if (!read_at(fd, buffer, n, (off_t)at)) {
             st = FAIL(ST_EIO, "%s: %s", path, errno ? strerror(errno) : "changed while it was read");
             goto out;
@@ -194,7 +215,7 @@ static status_t check_sum(int fd, const char *path, const struct block *block)
         XXH3_64bits_update(sum, buffer, n);
         at += n;
     }
-    if (XXH3_64bits_digest(sum) != block->sum)
+    if (XXH3_64bits_digest(sum) != block->stamp.sum)
         st = FAIL(ST_EINPUT, "%s: damaged: its checksum does not match", path);
 out:
     XXH3_freeState(sum);
@@ -214,35 +235,37 @@ static status_t open_checked(const char *path, bool with_sum, struct block *bloc
     return st;
 }
 
-status_t cell_file_status(const char *path, enum cell_status *status, char id[33])
+status_t cell_file_stamp(const char *path, struct cell_stamp *out)
 {
     struct block block;
     TRY(open_checked(path, false, &block));
-    int code = cell_status_parse(block.status);
-    if (code < 0)
-        return FAIL(ST_EINPUT, "%s: status \"%s\" is unknown", path, block.status);
-    *status = (enum cell_status)code;
-    memcpy(id, block.id, sizeof block.id);
+    *out = block.stamp;
     return ST_OK;
 }
 
-status_t cell_file_open(const char *path, hid_t *file, uint64_t *sum)
+status_t cell_file_status(const char *path, enum cell_status *status, char id[33])
+{
+    struct cell_stamp stamp;
+    TRY(cell_file_stamp(path, &stamp));
+    *status = stamp.status;
+    memcpy(id, stamp.id, sizeof stamp.id);
+    return ST_OK;
+}
+
+status_t cell_file_open(const char *path, hid_t *file)
 {
     struct block block;
     h5_begin(path, ST_EINPUT);
     TRY(open_checked(path, true, &block));
-    TRY(h5_open_read(path, file));
-    *sum = block.sum;
-    return ST_OK;
+    return h5_open_read(path, file);
 }
 
 status_t cell_file_read(const char *path, struct result *out)
 {
     hid_t    file = H5I_INVALID_HID, root = H5I_INVALID_HID;
-    uint64_t sum;
     status_t st = ST_OK;
     result_init(out);
-    TRY_OUT(cell_file_open(path, &file, &sum));
+    TRY_OUT(cell_file_open(path, &file));
     TRY_OUT(H5_DO(root = H5Gopen2(file, "/", H5P_DEFAULT)));
     st = cell_group_read(root, CELL_ALL, out);
 out:

@@ -171,12 +171,12 @@ out:
 }
 
 /* Rows of a group are counted by its first column, which every version has. *rows is malloc'ed with n rows, zeroed. */
-static status_t read_rows(hid_t cell, const struct row_kind *kind, void **rows, size_t *n)
+static status_t read_rows(hid_t cell, const struct row_kind *kind, bool (*wanted)(const char *), void **rows, size_t *n)
 {
     status_t st = ST_OK;
     hid_t    group = H5I_INVALID_HID;
     void    *scratch = NULL, *made = NULL;
-    size_t   count = 0, other;
+    size_t   count = 0;
     bool     found = false;
     TRY(h5_find_group(cell, kind->group, &group));
     if (group < 0)
@@ -194,10 +194,10 @@ static status_t read_rows(hid_t cell, const struct row_kind *kind, void **rows, 
     }
     for (size_t i = 0; i < kind->n_columns; i++) {
         const struct column *c = &kind->columns[i];
-        TRY_OUT(h5_column_rows(group, c->name, &other, &found));
-        if (found)
-            TRY_OUT(h5_get_column(group, c->name, file_kind(c->member), scratch, count));
-        else
+        found = false;
+        if (!wanted || wanted(c->name))
+            TRY_OUT(h5_get_column(group, c->name, file_kind(c->member), scratch, count, &found));
+        if (!found)
             fill_unknown(c, count, scratch);
         scatter(c, scratch, count, made, kind->row_size);
     }
@@ -286,12 +286,15 @@ static status_t drop_unknown_keys(char **json)
     return ST_OK;
 }
 
-static status_t read_config(hid_t cell, bool newer, struct cell *out)
+/* A row for a damaged file of an unplanned cell has no config: nobody knows it. */
+static status_t read_config(hid_t cell, bool newer, bool may_be_missing, struct cell *out)
 {
     status_t st = ST_OK;
     hid_t    group = H5I_INVALID_HID;
     char    *json = NULL;
     TRY(h5_find_group(cell, "config", &group));
+    if (group < 0 && may_be_missing)
+        return ST_OK;
     if (group < 0)
         return FAIL(ST_EINPUT, "%s: group \"config\" is missing", h5_label());
     TRY_OUT(h5_get_text(group, "json", &json, NULL));
@@ -346,6 +349,22 @@ static herr_t read_fact(hid_t where, const char *key, const H5A_info_t *info, vo
     return reader->st == ST_OK ? 0 : 1;
 }
 
+/* The facts that a summary row shows. */
+static status_t read_summary_facts(hid_t facts, struct result *r)
+{
+    static const char *const keys[] = {"gpu_name", "cpu_model", "prequantized"};
+    status_t                 st = ST_OK;
+    for (size_t i = 0; i < sizeof keys / sizeof *keys && st == ST_OK; i++) {
+        char *value = NULL;
+        bool  found;
+        st = h5_get_text(facts, keys[i], &value, &found);
+        if (st == ST_OK && found)
+            st = result_add_fact(r, keys[i], value);
+        free(value);
+    }
+    return st;
+}
+
 static status_t read_provenance(hid_t cell, unsigned parts, struct result *r)
 {
     status_t st = ST_OK;
@@ -366,15 +385,16 @@ static status_t read_provenance(hid_t cell, unsigned parts, struct result *r)
     }
     TRY_OUT(h5_get_int(group, "started_ns", &r->started_ns, &found));
     TRY_OUT(h5_get_chars(group, "host", r->host, sizeof r->host, &found));
-    if (!(parts & CELL_FACTS))
+    if (!(parts & (CELL_FACTS | CELL_SUMMARY)))
         goto out;
     TRY_OUT(h5_find_group(group, "facts", &facts));
-    if (facts >= 0) {
+    if (facts >= 0 && parts & CELL_FACTS) {
         struct fact_reader reader = {r, ST_OK};
         hsize_t            at = 0;
         herr_t             walked = H5Aiterate2(facts, H5_INDEX_NAME, H5_ITER_INC, &at, read_fact, &reader);
         st = reader.st != ST_OK ? reader.st : H5_DO(walked);
-    }
+    } else if (facts >= 0)
+        st = read_summary_facts(facts, r);
 out:
     h5_close(facts);
     h5_close(group);
@@ -456,8 +476,8 @@ static status_t read_memory(hid_t cell, struct result *r)
         return ST_OK;
     TRY_OUT(read_scalars(group, memory_scalars, sizeof memory_scalars / sizeof *memory_scalars, r));
     TRY_OUT(h5_get_names(group, "class", CLASSES_MAX, &names, &n, &width));
-    TRY_OUT(h5_get_column(group, "ready_bytes", H5_U64, ready, n));
-    TRY_OUT(h5_get_column(group, "peak_bytes", H5_U64, peak, n));
+    TRY_OUT(h5_get_column(group, "ready_bytes", H5_U64, ready, n, NULL));
+    TRY_OUT(h5_get_column(group, "peak_bytes", H5_U64, peak, n, NULL));
     for (size_t i = 0; i < n; i++)
         for (int c = 0; c < MEM_CLASS_COUNT; c++)
             if (strcmp(names + i * width, memory_class_name((enum memory_class)c)) == 0) {
@@ -514,7 +534,7 @@ static status_t read_frames(hid_t cell, unsigned parts, struct result *r)
         st = FAIL(ST_ENOMEM, "%s: no memory for %zu offsets", h5_label(), r->n_samples);
         goto out;
     }
-    TRY_OUT(h5_get_column(group, "offset", H5_U64, offset, r->n_samples));
+    TRY_OUT(h5_get_column(group, "offset", H5_U64, offset, r->n_samples, NULL));
     for (size_t i = 0; i < r->n_samples; i++) {
         struct sample *s = &r->samples[i];
         if (s->steps < 0 || offset[i] > r->n_steps || (size_t)s->steps > r->n_steps - offset[i]) {
@@ -524,10 +544,10 @@ static status_t read_frames(hid_t cell, unsigned parts, struct result *r)
         }
         s->step_offset = (size_t)offset[i];
     }
-    if (!(parts & CELL_STEPS) || r->n_steps == 0)
+    if (!(parts & (CELL_STEPS | CELL_SUMMARY)) || r->n_steps == 0)
         goto out;
     r->step_ms = malloc(result_room(r->n_steps) * sizeof *r->step_ms);
-    st = r->step_ms ? h5_get_column(group, "step_ms", H5_F64, r->step_ms, r->n_steps)
+    st = r->step_ms ? h5_get_column(group, "step_ms", H5_F64, r->step_ms, r->n_steps, NULL)
                     : FAIL(ST_ENOMEM, "%s: no memory for %zu steps", h5_label(), r->n_steps);
 out:
     if (!r->step_ms)
@@ -559,6 +579,93 @@ static status_t read_log(hid_t cell, struct result *r)
     return st;
 }
 
+/* ---- dimension scales ---------------------------------------------------------------------------------------------
+ */
+
+/* The scale's entry for one column that it scales (HDF5 dimension scale specification, version 1.1). */
+struct scale_user {
+    hobj_ref_t dataset;
+    int        dimension;
+};
+
+/* Attribute `name` [n] of the object `object` in group; one that a copy left behind is replaced. */
+static status_t put_vector(hid_t group, const char *object, const char *name, hid_t type, const void *values, size_t n)
+{
+    status_t st = ST_OK;
+    hsize_t  dim = n;
+    hid_t    space = H5I_INVALID_HID, attr = H5I_INVALID_HID;
+    htri_t   there = H5Aexists_by_name(group, object, name, H5P_DEFAULT);
+    TRY_OUT(H5_DO(there));
+    if (there)
+        TRY_OUT(H5_DO(H5Adelete_by_name(group, object, name, H5P_DEFAULT)));
+    TRY_OUT(H5_DO(space = H5Screate_simple(1, &dim, NULL)));
+    TRY_OUT(H5_DO(attr = H5Acreate_by_name(group, object, name, type, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT)));
+    TRY_OUT(H5_DO(H5Awrite(attr, type, values)));
+out:
+    h5_close(attr);
+    h5_close(space);
+    return st;
+}
+
+static status_t make_scale(hid_t group, const char *name)
+{
+    hid_t  dset = H5I_INVALID_HID;
+    htri_t is_scale = H5Aexists_by_name(group, name, "CLASS", H5P_DEFAULT);
+    TRY(H5_DO(is_scale));
+    if (is_scale)
+        return ST_OK;
+    TRY(H5_DO(dset = H5Dopen2(group, name, H5P_DEFAULT)));
+    status_t st = h5_put_fixed_text(dset, "CLASS", "DIMENSION_SCALE");
+    if (st == ST_OK)
+        st = h5_put_fixed_text(dset, "NAME", name);
+    h5_close(dset);
+    return st;
+}
+
+/* Scale every other column of `kind` below cell by its column `scale`. */
+static status_t attach(hid_t cell, const struct row_kind *kind, const char *scale)
+{
+    enum { USERS_MAX = 32 };
+    status_t          st = ST_OK;
+    hid_t             group = H5I_INVALID_HID, list = H5I_INVALID_HID, user = H5I_INVALID_HID;
+    struct scale_user users[USERS_MAX];
+    hobj_ref_t        scale_ref;
+    hvl_t             dimension = {1, &scale_ref};
+    size_t            n = 0;
+    TRY(h5_find_group(cell, kind->group, &group));
+    if (group < 0 || H5Lexists(group, scale, H5P_DEFAULT) <= 0)
+        goto out;
+    TRY_OUT(H5_DO(H5Rcreate(&scale_ref, group, scale, H5R_OBJECT, -1)));
+    TRY_OUT(H5_DO(list = H5Tvlen_create(H5T_STD_REF_OBJ)));
+    for (size_t i = 0; i < kind->n_columns && n < USERS_MAX; i++) {
+        const char *name = kind->columns[i].name;
+        if (strcmp(name, scale) == 0 || H5Lexists(group, name, H5P_DEFAULT) <= 0)
+            continue;
+        TRY_OUT(H5_DO(H5Rcreate(&users[n].dataset, group, name, H5R_OBJECT, -1)));
+        users[n++].dimension = 0;
+        TRY_OUT(put_vector(group, name, "DIMENSION_LIST", list, &dimension, 1));
+    }
+    TRY_OUT(make_scale(group, scale));
+    TRY_OUT(H5_DO(user = H5Tcreate(H5T_COMPOUND, sizeof(struct scale_user))));
+    TRY_OUT(H5_DO(H5Tinsert(user, "dataset", HOFFSET(struct scale_user, dataset), H5T_STD_REF_OBJ)));
+    TRY_OUT(H5_DO(H5Tinsert(user, "dimension", HOFFSET(struct scale_user, dimension), H5T_NATIVE_INT)));
+    st = put_vector(group, scale, "REFERENCE_LIST", user, users, n);
+out:
+    h5_close(user);
+    h5_close(list);
+    h5_close(group);
+    return st;
+}
+
+status_t cell_group_attach_scales(hid_t cells, const char *id)
+{
+    hid_t cell = H5I_INVALID_HID;
+    TRY(H5_DO(cell = H5Gopen2(cells, id, H5P_DEFAULT)));
+    status_t st = attach(cell, &trace_rows, "t_ns");
+    h5_close(cell);
+    return st;
+}
+
 /* ---- the whole --------------------------------------------------------------------------------------------------- */
 
 status_t schema_check(hid_t where, const char *schema, const char *version, bool *newer)
@@ -580,15 +687,17 @@ status_t schema_check(hid_t where, const char *schema, const char *version, bool
 status_t cell_group_write(hid_t group, const struct result *r)
 {
     char label[96];
+    bool known = r->cell.model != NULL;
     cell_label(&r->cell, label, sizeof label);
     TRY(h5_put_text(group, "schema", SCHEMA_NAME));
     TRY(h5_put_text(group, "schema_version", SCHEMA_VERSION));
     TRY(h5_put_text(group, "id", r->cell.id));
     TRY(h5_put_text(group, "status", cell_status_name(r->status)));
     TRY(h5_put_text(group, "reason", r->reason));
-    TRY(h5_put_text(group, "label", label));
-    TRY(write_config(group, &r->cell));
-    if (r->status == CELL_PENDING)
+    TRY(h5_put_text(group, "label", known ? label : "unknown"));
+    if (known)
+        TRY(write_config(group, &r->cell));
+    if (r->status == CELL_PENDING || !known)
         return ST_OK; /* a row that only says what was planned */
     TRY(write_provenance(group, r));
     TRY(write_memory(group, r));
@@ -615,30 +724,46 @@ static status_t read_head(hid_t group, bool *newer, struct result *r, char id[33
     return ST_OK;
 }
 
+static bool is_memory_column(const char *name)
+{
+    return strcmp(name, "phase") == 0 || strcmp(name, "pss_bytes") == 0;
+}
+
+/* What bench/summary.c looks at, and steps, which steps are checked with. */
+static bool is_summary_column(const char *name)
+{
+    static const char *const names[] = {"frames",         "prefill_ms", "decode_ms", "codec_ms", "latency_ms",
+                                        "first_audio_ms", "audio_s",    "energy_j",  "steps"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (strcmp(name, names[i]) == 0)
+            return true;
+    return false;
+}
+
 static status_t read_parts(hid_t group, unsigned parts, struct result *r)
 {
     bool  newer;
     char  id[33];
     void *rows;
     TRY(read_head(group, &newer, r, id));
-    TRY(read_config(group, newer, &r->cell));
+    TRY(read_config(group, newer, r->status == CELL_INVALID, &r->cell));
     memcpy(r->cell.id, id, sizeof id); /* of a newer version: computed from more than we know */
     TRY(read_provenance(group, parts, r));
     TRY(read_memory(group, r));
-    if (parts & (CELL_SAMPLES | CELL_STEPS)) {
+    if (parts & (CELL_SAMPLES | CELL_SUMMARY)) {
         rows = NULL;
-        TRY(read_rows(group, &sample_rows, &rows, &r->n_samples));
+        TRY(read_rows(group, &sample_rows, parts & CELL_SAMPLES ? NULL : is_summary_column, &rows, &r->n_samples));
         r->samples = rows;
     }
     TRY(read_frames(group, parts, r));
-    if (parts & CELL_TRACE) {
+    if (parts & (CELL_TRACE | CELL_SUMMARY)) {
         rows = NULL;
-        TRY(read_rows(group, &trace_rows, &rows, &r->n_trace));
+        TRY(read_rows(group, &trace_rows, parts & CELL_TRACE ? NULL : is_memory_column, &rows, &r->n_trace));
         r->trace = rows;
     }
     if (parts & CELL_QUALITY) {
         rows = NULL;
-        TRY(read_rows(group, &quality_rows, &rows, &r->n_quality));
+        TRY(read_rows(group, &quality_rows, NULL, &rows, &r->n_quality));
         r->quality = rows;
     }
     return parts & CELL_LOG ? read_log(group, r) : ST_OK;

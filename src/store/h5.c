@@ -1,5 +1,7 @@
 #include "store/h5.h"
 
+#include "base/utf8.h"
+
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -156,6 +158,17 @@ status_t h5_put_text(hid_t where, const char *name, const char *value)
 out:
     h5_close(type);
     free(clean);
+    return st;
+}
+
+status_t h5_put_fixed_text(hid_t where, const char *name, const char *value)
+{
+    hid_t type = H5Tcopy(H5T_C_S1);
+    TRY(H5_DO(type));
+    status_t st = H5_DO(H5Tset_size(type, strlen(value) + 1));
+    if (st == ST_OK)
+        st = put_attribute(where, name, type, type, value);
+    h5_close(type);
     return st;
 }
 
@@ -365,14 +378,12 @@ out:
     return st;
 }
 
-/* Open dataset `name` of `group` with its type and its rows (scalar: 1); *dset < 0 when there is none. */
-static status_t open_dataset(hid_t group, const char *name, int rank, hid_t *dset, hid_t *type, size_t *rows)
+status_t h5_open_dataset(hid_t group, const char *name, int rank, hid_t *dset, hid_t *type, size_t *rows)
 {
-    status_t   st = ST_OK;
-    hid_t      space = H5I_INVALID_HID;
-    hsize_t    dim = 1;
-    H5O_info_t info;
-    htri_t     there = H5Lexists(group, name, H5P_DEFAULT);
+    status_t st = ST_OK;
+    hid_t    space = H5I_INVALID_HID;
+    hsize_t  dim = 1;
+    htri_t   there = H5Lexists(group, name, H5P_DEFAULT);
     TRY(H5_DO(there));
     if (!there)
         return ST_OK;
@@ -381,9 +392,6 @@ static status_t open_dataset(hid_t group, const char *name, int rank, hid_t *dse
     TRY(H5_DO(H5Lget_info(group, name, &link, H5P_DEFAULT)));
     if (link.type != H5L_TYPE_HARD)
         return FAIL(code_now, "%s: \"%s\" is a link to elsewhere", label_now, name);
-    TRY(H5_DO(H5Oget_info_by_name2(group, name, &info, H5O_INFO_BASIC, H5P_DEFAULT)));
-    if (info.type != H5O_TYPE_DATASET)
-        return FAIL(code_now, "%s: \"%s\" is not a dataset", label_now, name);
     TRY_OUT(H5_DO(*dset = H5Dopen2(group, name, H5P_DEFAULT)));
     TRY_OUT(H5_DO(*type = H5Dget_type(*dset)));
     TRY_OUT(H5_DO(space = H5Dget_space(*dset)));
@@ -407,22 +415,24 @@ out:
 status_t h5_column_rows(hid_t group, const char *name, size_t *rows, bool *found)
 {
     hid_t    dset = H5I_INVALID_HID, type = H5I_INVALID_HID;
-    status_t st = open_dataset(group, name, 1, &dset, &type, rows);
+    status_t st = h5_open_dataset(group, name, 1, &dset, &type, rows);
     *found = dset >= 0;
     h5_close(type);
     h5_close(dset);
     return st;
 }
 
-status_t h5_get_column(hid_t group, const char *name, enum h5_kind kind, void *data, size_t n)
+status_t h5_get_column(hid_t group, const char *name, enum h5_kind kind, void *data, size_t n, bool *found)
 {
     status_t st = ST_OK;
     hid_t    dset = H5I_INVALID_HID, type = H5I_INVALID_HID;
     size_t   rows = 0;
-    TRY_OUT(open_dataset(group, name, 1, &dset, &type, &rows));
+    TRY_OUT(h5_open_dataset(group, name, 1, &dset, &type, &rows));
     H5T_class_t class = dset < 0 ? H5T_NO_CLASS : H5Tget_class(type);
+    if (found)
+        *found = dset >= 0;
     if (dset < 0)
-        st = FAIL(code_now, "%s: column \"%s\" is missing", label_now, name);
+        st = found ? ST_OK : FAIL(code_now, "%s: column \"%s\" is missing", label_now, name);
     else if ((class != H5T_INTEGER && class != H5T_FLOAT) || H5Tget_size(type) > 8)
         st = FAIL(code_now, "%s: column \"%s\" does not hold numbers", label_now, name);
     else if (rows != n)
@@ -462,7 +472,7 @@ status_t h5_get_document(hid_t group, const char *name, char **out, bool *found)
     hid_t    dset = H5I_INVALID_HID, type = H5I_INVALID_HID;
     size_t   rows = 0, size;
     char    *text = NULL;
-    TRY_OUT(open_dataset(group, name, 0, &dset, &type, &rows));
+    TRY_OUT(h5_open_dataset(group, name, 0, &dset, &type, &rows));
     *found = dset >= 0;
     if (dset < 0)
         goto out;
@@ -515,13 +525,14 @@ out:
     return st;
 }
 
+/* Read as the file has them and spread afterwards: HDF5 would convert texts through a cleared buffer of 1 MiB. */
 status_t h5_get_names(hid_t group, const char *name, size_t max_rows, char **block, size_t *n, size_t *width)
 {
     status_t st = ST_OK;
-    hid_t    dset = H5I_INVALID_HID, type = H5I_INVALID_HID, memory = H5I_INVALID_HID;
-    size_t   rows = 0, size;
-    char    *names = NULL;
-    TRY_OUT(open_dataset(group, name, 1, &dset, &type, &rows));
+    hid_t    dset = H5I_INVALID_HID, type = H5I_INVALID_HID;
+    size_t   rows = 0, size = 0;
+    char    *raw = NULL, *names = NULL;
+    TRY_OUT(h5_open_dataset(group, name, 1, &dset, &type, &rows));
     if (dset < 0) {
         st = FAIL(code_now, "%s: column \"%s\" is missing", label_now, name);
         goto out;
@@ -531,54 +542,42 @@ status_t h5_get_names(hid_t group, const char *name, size_t max_rows, char **blo
         st = FAIL(code_now, "%s: \"%s\" is not a column of at most %zu short names", label_now, name, max_rows);
         goto out;
     }
-    if (!(names = calloc(rows + 1, size + 1))) {
+    raw = calloc(rows + 1, size);
+    names = calloc(rows + 1, size + 1);
+    if (!raw || !names) {
         st = FAIL(ST_ENOMEM, "%s: no memory for \"%s\"", label_now, name);
         goto out;
     }
-    TRY_OUT(H5_DO(memory = text_type(size + 1)));
-    TRY_OUT(H5_DO(H5Tset_cset(memory, H5Tget_cset(type))));
     if (rows)
-        TRY_OUT(H5_DO(H5Dread(dset, memory, H5S_ALL, H5S_ALL, H5P_DEFAULT, names)));
+        TRY_OUT(H5_DO(H5Dread(dset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, raw)));
+    for (size_t i = 0; i < rows; i++)
+        memcpy(names + i * (size + 1), raw + i * size, size);
     *block = names;
     *n = rows;
     *width = size + 1;
     names = NULL;
 out:
     free(names);
-    h5_close(memory);
+    free(raw);
     h5_close(type);
     h5_close(dset);
     return st;
 }
 
-/* Length of the UTF-8 sequence at p, 0 when it is none (overlong forms, surrogates and values above U+10FFFF are none).
- */
-static int utf8_length(const unsigned char *p)
-{
-    if (p[0] < 0x80)
-        return 1;
-    int n = p[0] >= 0xF0 ? 4 : p[0] >= 0xE0 ? 3 : p[0] >= 0xC2 ? 2 : 0;
-    if (n == 0 || p[0] > 0xF4)
-        return 0;
-    for (int i = 1; i < n; i++)
-        if ((p[i] & 0xC0) != 0x80)
-            return 0;
-    if ((p[0] == 0xE0 && p[1] < 0xA0) || (p[0] == 0xED && p[1] > 0x9F) || (p[0] == 0xF0 && p[1] < 0x90) ||
-        (p[0] == 0xF4 && p[1] > 0x8F))
-        return 0;
-    return n;
-}
-
 char *utf8_clean(const char *text)
 {
     char *clean = strdup(text ? text : "");
-    for (unsigned char *p = (unsigned char *)clean; clean && *p;) {
-        int n = utf8_length(p);
+    if (!clean)
+        return NULL;
+    size_t size = strlen(clean);
+    for (size_t left = size, n; left; left -= n) {
+        char *at = clean + size - left;
+        n = utf8_length(at, left);
         if (n == 0)
-            *p = '?';
-        else if (n == 1 && *p < 0x20 && *p != '\t' && *p != '\n')
-            *p = ' ';
-        p += n ? n : 1;
+            *at = '?';
+        else if (n == 1 && (unsigned char)*at < 0x20 && *at != '\t' && *at != '\n')
+            *at = ' ';
+        n += n == 0;
     }
     return clean;
 }

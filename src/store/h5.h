@@ -36,6 +36,7 @@ status_t h5_find_group(hid_t where, const char *name, hid_t *out);
 
 /* Attributes: scalar UTF-8 texts of variable length, int64, uint64, float64. */
 status_t h5_put_text(hid_t where, const char *name, const char *value);
+status_t h5_put_fixed_text(hid_t where, const char *name, const char *value); /* ASCII of fixed length, for HDF5's own */
 status_t h5_put_int(hid_t where, const char *name, int64_t value);
 status_t h5_put_uint(hid_t where, const char *name, uint64_t value);
 status_t h5_put_real(hid_t where, const char *name, double value);
@@ -53,14 +54,18 @@ status_t h5_get_chars(hid_t where, const char *name, char *out, size_t size, boo
 enum h5_kind { H5_I32, H5_I64, H5_U64, H5_F64, H5_KIND_COUNT };
 size_t h5_kind_size(enum h5_kind kind);
 
+/* Open dataset `name` of `group` with its type and its rows (rank 0: 1), at most H5_ROWS_MAX; *dset < 0 and ST_OK when
+ * there is none. Links to other places are refused. The caller closes both, after a failure too. */
+status_t h5_open_dataset(hid_t group, const char *name, int rank, hid_t *dset, hid_t *type, size_t *rows);
+
 /* A one-dimensional dataset [n] with its units and long_name. Below 8 KiB contiguous, else chunked (≤ 1 MiB) with
  * shuffle, deflate 1 and Fletcher32. meanings: CF flag_meanings for codes 0, 1, …, or NULL. */
 status_t h5_put_column(hid_t group, const char *name, enum h5_kind kind, const void *data, size_t n, const char *units,
                        const char *long_name, const char *meanings);
 /* Rows of a column; ST_OK and *found = false when there is none. */
 status_t h5_column_rows(hid_t group, const char *name, size_t *rows, bool *found);
-/* Read exactly n rows into data of `kind`; a column of another length is an error. */
-status_t h5_get_column(hid_t group, const char *name, enum h5_kind kind, void *data, size_t n);
+/* Read exactly n rows into data of `kind`; a column of another length is an error. found may be NULL: it must be there. */
+status_t h5_get_column(hid_t group, const char *name, enum h5_kind kind, void *data, size_t n, bool *found);
 
 /* A text as a scalar dataset of fixed length (any size, unlike a fixed attribute). */
 status_t h5_put_document(hid_t group, const char *name, const char *text, const char *long_name);

@@ -36,6 +36,9 @@ static void quantiles_interpolate_between_ranks(void **state)
     assert_near(stats_quantile(x, 4, 0.95, scratch), 38.5); /* numpy.percentile(x, 95) */
     assert_near(stats_quantile(x, 1, 0.99, scratch), 40);
     assert_true(isnan(stats_quantile(x, 0, 0.5, scratch)));
+    double sorted[] = {40, 10, NAN, 30, 20};
+    stats_sort(sorted, 5); /* what is no number goes last */
+    assert_near(stats_quantile_sorted(sorted, 4, 0.95), 38.5);
 }
 
 static void a_percentile_that_n_cannot_carry_is_refused(void **state)
