@@ -13,7 +13,6 @@ struct dispatcher {
     size_t           returned; /* tasks from here on came back from lost ranks: few        */
     size_t           cursor[KINDS_MAX]; /* first queued task that ranks of a kind may take */
     int32_t         *owner;    /* [tasks.n_cells]                                          */
-    uint64_t        *kinds;    /* [tasks.n_cells] which kinds may run the cell's task      */
     size_t          *slot;     /* [plan->n] index into tasks.cells, SIZE_MAX = needs no run */
     const struct plan *plan;
     int             *kind;     /* [n_ranks]                                                */
@@ -39,11 +38,10 @@ static status_t fill(const struct schedule_input *in, struct dispatcher *d)
     d->returned = d->waiting_tasks = d->tasks.n;
     d->waiting                     = n_cells;
     d->owner                       = malloc((n_cells + 1) * sizeof *d->owner);
-    d->kinds                       = malloc((n_cells + 1) * sizeof *d->kinds);
     d->slot                        = malloc((d->plan->n + 1) * sizeof *d->slot);
     d->kind                        = calloc((size_t)d->n_ranks, sizeof *d->kind);
     d->lost                        = calloc((size_t)d->n_ranks, sizeof *d->lost);
-    if (!d->owner || !d->kinds || !d->slot || !d->kind || !d->lost)
+    if (!d->owner || !d->slot || !d->kind || !d->lost)
         return FAIL(ST_ENOMEM, "no memory to hand out %zu cells", n_cells);
     for (size_t i = 0; i < d->plan->n; i++)
         d->slot[i] = SIZE_MAX;
@@ -51,9 +49,6 @@ static status_t fill(const struct schedule_input *in, struct dispatcher *d)
         d->slot[d->tasks.cells[i]] = i;
         d->owner[i]                = OWNER_WAITING;
     }
-    for (size_t i = 0; i < d->tasks.n; i++)
-        for (size_t k = 0; k < d->tasks.tasks[i].count; k++)
-            d->kinds[d->tasks.tasks[i].first + k] = d->tasks.tasks[i].kinds;
     for (int r = 0; r < d->n_ranks; r++) {
         d->kind[r] = in->kind ? in->kind[r] : 0;
         d->alive_of_kind[d->kind[r]]++;
@@ -80,7 +75,6 @@ void dispatcher_close(struct dispatcher *d)
         return;
     tasks_free(&d->tasks);
     free(d->owner);
-    free(d->kinds);
     free(d->slot);
     free(d->kind);
     free(d->lost);
@@ -100,6 +94,16 @@ static struct task *find_task(struct dispatcher *d, int kind)
     return NULL;
 }
 
+/* Does a cell wait that this kind could run if its group fell apart? It does when the last rank of another kind dies. */
+static bool may_come(const struct dispatcher *d, int kind)
+{
+    for (size_t i = 0; i < d->tasks.n; i++)
+        for (size_t k = 0; k < d->tasks.tasks[i].count; k++)
+            if (d->tasks.kinds[d->tasks.tasks[i].first + k] >> kind & 1)
+                return true;
+    return false;
+}
+
 enum dispatch dispatcher_next(struct dispatcher *d, int rank, size_t *cells, size_t capacity, size_t *n)
 {
     *n = 0;
@@ -107,7 +111,7 @@ enum dispatch dispatcher_next(struct dispatcher *d, int rank, size_t *cells, siz
         return DISPATCH_END;
     struct task *t = capacity ? find_task(d, d->kind[rank]) : NULL;
     if (!t)
-        return d->running || (capacity == 0 && d->waiting) ? DISPATCH_WAIT : DISPATCH_END;
+        return d->running || may_come(d, d->kind[rank]) ? DISPATCH_WAIT : DISPATCH_END;
     size_t take = t->count < capacity ? t->count : capacity;
     if (d->split && d->waiting_tasks < (size_t)d->n_alive)
         take = 1; /* the last ones: leave something for the ranks that ask next */
@@ -143,6 +147,42 @@ static struct task *free_place(struct dispatcher *d)
     return &d->tasks.tasks[d->tasks.n++];
 }
 
+static uint64_t alive_kinds(const struct dispatcher *d)
+{
+    uint64_t alive = 0;
+    for (int k = 0; k < KINDS_MAX; k++)
+        alive |= (uint64_t)(d->alive_of_kind[k] > 0) << k;
+    return alive;
+}
+
+/* Cells [first, end) of one group wait again: together when some kind can run all of them, else one by one. */
+static void put_back(struct dispatcher *d, size_t first, size_t end)
+{
+    uint64_t kinds = alive_kinds(d);
+    for (size_t i = first; i < end; i++)
+        kinds &= d->tasks.kinds[i];
+    size_t step = kinds ? end - first : 1;
+    for (size_t i = first; i < end; i += step) {
+        *free_place(d) = (struct task){i, step, kinds ? kinds : d->tasks.kinds[i], 0};
+        d->waiting_tasks++;
+    }
+}
+
+/* The last rank of a kind is gone: groups that only its kind could run whole may still have cells for others. */
+static void break_stranded_groups(struct dispatcher *d)
+{
+    uint64_t alive = alive_kinds(d);
+    size_t   n     = d->tasks.n; /* what is put back is not looked at again */
+    for (size_t i = 0; i < n; i++) {
+        struct task t = d->tasks.tasks[i];
+        if (t.count < 2 || (t.kinds & alive))
+            continue;
+        d->tasks.tasks[i].count = 0;
+        d->waiting_tasks--;
+        put_back(d, t.first, t.first + t.count);
+    }
+}
+
 void dispatcher_lost(struct dispatcher *d, int rank)
 {
     if (rank < 0 || rank >= d->n_ranks || d->lost[rank])
@@ -159,11 +199,12 @@ void dispatcher_lost(struct dispatcher *d, int rank)
             end++;
         for (size_t i = first; i < end; i++)
             d->owner[i] = OWNER_WAITING;
-        *free_place(d) = (struct task){first, end - first, d->kinds[first], 0};
-        d->waiting_tasks++;
+        put_back(d, first, end);
         d->waiting += end - first;
         d->running -= end - first;
     }
+    if (d->alive_of_kind[d->kind[rank]] == 0)
+        break_stranded_groups(d);
 }
 
 void dispatcher_drain(struct dispatcher *d)
@@ -174,9 +215,7 @@ void dispatcher_drain(struct dispatcher *d)
 struct dispatch_count dispatcher_count(const struct dispatcher *d)
 {
     struct dispatch_count count = {d->waiting, d->running, d->done, 0};
-    uint64_t              alive = 0;
-    for (int k = 0; k < KINDS_MAX; k++)
-        alive |= (uint64_t)(d->alive_of_kind[k] > 0) << k;
+    uint64_t              alive = alive_kinds(d);
     for (size_t i = 0; i < d->tasks.n; i++)
         if (!(d->tasks.tasks[i].kinds & alive))
             count.unrunnable += d->tasks.tasks[i].count;

@@ -354,6 +354,13 @@ bool field_parse(const struct field *f, const char *text, union field_value *out
     return false;
 }
 
+void text_one_line(char *text)
+{
+    for (; *text; text++)
+        if ((unsigned char)*text < 0x20 || *text == 0x7f)
+            *text = ' ';
+}
+
 /* Optimal string alignment distance; names longer than the table are far from everything. */
 static int distance(const char *a, const char *b)
 {

@@ -50,6 +50,9 @@ bool field_from_json(const struct field *f, const struct json_t *j, union field_
 /* The nearest of names to a misspelt one, or NULL when none is near (Damerau-Levenshtein, at most a third wrong). */
 const char *nearest_name(const char *wrong, const char *const *names, int n);
 
+/* Control characters become spaces: what users wrote must not break a message into lines. */
+void text_one_line(char *text);
+
 /* Shortest decimal that reads back as the same float; returns its length. out: at least 24 bytes. */
 int float_text(float v, char *out);
 

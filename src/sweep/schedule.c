@@ -15,21 +15,21 @@ static double cell_cost(const struct schedule_input *in, size_t i)
     return ((double)c->workload.n_texts * c->workload.samples + c->workload.warmup) * c->workload.max_new_tokens;
 }
 
-static uint64_t kinds_of(const struct schedule_input *in, size_t cell)
+static uint64_t kinds_of(const struct schedule_input *in, uint64_t present, size_t cell)
 {
     uint64_t kinds = 0;
     for (int k = 0; k < in->n_kinds; k++)
-        if (!in->fits || in->fits(in->ctx, k, &in->plan->cells[cell]))
+        if ((present >> k & 1) && (!in->fits || in->fits(in->ctx, k, &in->plan->cells[cell])))
             kinds |= (uint64_t)1 << k;
     return kinds;
 }
 
-/* Cells [first, end) of t->cells are of one group; kinds [first, end) says where each can run. */
-static void add_group(struct task_list *t, size_t first, size_t end, const uint64_t *kinds)
+/* Cells [first, end) of t->cells are of one group. */
+static void add_group(struct task_list *t, size_t first, size_t end)
 {
     struct task whole = {.first = first, .count = end - first, .kinds = ~(uint64_t)0};
     for (size_t i = first; i < end; i++) {
-        whole.kinds &= kinds[i];
+        whole.kinds &= t->kinds[i];
         whole.cost += t->cost[i];
     }
     if (whole.kinds || whole.count == 1) {
@@ -37,7 +37,7 @@ static void add_group(struct task_list *t, size_t first, size_t end, const uint6
         return;
     }
     for (size_t i = first; i < end; i++)
-        t->tasks[t->n++] = (struct task){i, 1, kinds[i], t->cost[i]};
+        t->tasks[t->n++] = (struct task){i, 1, t->kinds[i], t->cost[i]};
 }
 
 status_t tasks_build(const struct schedule_input *in, struct task_list *out)
@@ -45,33 +45,34 @@ status_t tasks_build(const struct schedule_input *in, struct task_list *out)
     const struct plan *p = in->plan;
     if (in->n_ranks < 1 || in->n_ranks > RANKS_MAX || in->n_kinds < 1 || in->n_kinds > KINDS_MAX)
         return FAIL(ST_EINTERNAL, "a schedule for %d ranks of %d kinds", in->n_ranks, in->n_kinds);
-    for (int r = 0; in->kind && r < in->n_ranks; r++)
+    uint64_t present = in->kind ? 0 : 1;
+    for (int r = 0; in->kind && r < in->n_ranks; r++) {
         if (in->kind[r] < 0 || in->kind[r] >= in->n_kinds)
             return FAIL(ST_EINTERNAL, "rank %d is of kind %d of %d", r, in->kind[r], in->n_kinds);
+        present |= (uint64_t)1 << in->kind[r];
+    }
     struct task_list t = {
         .cells = malloc((p->n + 1) * sizeof *t.cells),
         .cost  = malloc((p->n + 1) * sizeof *t.cost),
+        .kinds = malloc((p->n + 1) * sizeof *t.kinds),
         .tasks = malloc((p->n + 1) * sizeof *t.tasks),
     };
-    uint64_t *kinds = malloc((p->n + 1) * sizeof *kinds);
-    if (!t.cells || !t.cost || !t.tasks || !kinds) {
-        free(kinds);
+    if (!t.cells || !t.cost || !t.kinds || !t.tasks) {
         tasks_free(&t);
         return FAIL(ST_ENOMEM, "no memory to schedule %zu cells", p->n);
     }
     for (size_t i = 0; i < p->n; i++) {
         if (p->invalid[i] || (in->skip && in->skip[i]))
             continue;
-        t.cells[t.n_cells]  = i;
-        t.cost[t.n_cells]   = cell_cost(in, i);
-        kinds[t.n_cells++]  = kinds_of(in, i);
+        t.cells[t.n_cells]   = i;
+        t.cost[t.n_cells]    = cell_cost(in, i);
+        t.kinds[t.n_cells++] = kinds_of(in, present, i);
     }
     for (size_t first = 0, end; first < t.n_cells; first = end) {
         for (end = first + 1; end < t.n_cells && p->group[t.cells[end]] == p->group[t.cells[first]];)
             end++;
-        add_group(&t, first, end, kinds);
+        add_group(&t, first, end);
     }
-    free(kinds);
     *out = t;
     return ST_OK;
 }
@@ -80,6 +81,7 @@ void tasks_free(struct task_list *t)
 {
     free(t->cells);
     free(t->cost);
+    free(t->kinds);
     free(t->tasks);
     *t = (struct task_list){0};
 }

@@ -93,6 +93,7 @@ static status_t add_where(struct reader *r, const struct yaml *y, struct block *
         snprintf(place, sizeof place, "--set %.200s", y->set);
     else
         snprintf(place, sizeof place, "%.400s:%d: where", r->label, y->line);
+    text_one_line(place);
     TRY(where_parse(y->text, place, y->set ? ST_EUSAGE : ST_EINPUT, &b->where[b->n_where]));
     b->n_where++;
     return ST_OK;
@@ -126,7 +127,7 @@ static status_t read_axes(struct reader *r, const struct yaml *map, struct block
         const struct yaml *constant = r->constant[field];
         if (constant && constant->set)
             continue; /* pinned on the command line */
-        if (constant)
+        if (constant && !y->set) /* an axis from the command line wins over a constant of the file */
             return tree_refuse(y, r->label, "sweep.%s: is also a constant in line %d", map->keys[i], constant->line);
         struct axis *a = &b->axes[b->n_axes++];
         a->field       = field;

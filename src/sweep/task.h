@@ -13,6 +13,7 @@ struct task {
 struct task_list {
     size_t      *cells; /* [n_cells] plan indices, ascending; those that need a run */
     double      *cost;  /* [n_cells]                                                */
+    uint64_t    *kinds; /* [n_cells] bit k: there are ranks of kind k, and they can run the cell */
     size_t       n_cells;
     struct task *tasks; /* [n] in the order of the plan                             */
     size_t       n;

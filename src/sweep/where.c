@@ -49,9 +49,12 @@ struct parser {
 
 static status_t refuse(const struct parser *p, const char *what)
 {
+    char at[25];
     if (p->token == TOKEN_END)
         return FAIL(p->code, "%s: at the end: %s", p->place, what);
-    return FAIL(p->code, "%s: at \"%.24s\": %s", p->place, p->start, what);
+    snprintf(at, sizeof at, "%s", p->start);
+    text_one_line(at);
+    return FAIL(p->code, "%s: at \"%s\": %s", p->place, at, what);
 }
 
 /* ---- tokens ------------------------------------------------------------------------------------------------------ */

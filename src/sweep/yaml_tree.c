@@ -1,5 +1,7 @@
 #include "sweep/yaml_tree.h"
 
+#include "sweep/field.h"
+
 #include <ctype.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -19,9 +21,7 @@ struct builder {
 /* One line for everything that can be wrong with a text; what: a whole clause. */
 static status_t refuse(const struct builder *b, size_t line, const char *what)
 {
-    if (b->set)
-        return FAIL(ST_EUSAGE, "--set %.200s: %s", b->set, what);
-    return FAIL(ST_EINPUT, "%s:%zu: %s", b->label, line, what);
+    return tree_refuse(&(struct yaml){.line = (int)line, .set = b->set}, b->label, "%s", what);
 }
 
 static size_t line_of(const struct builder *b, size_t offset)
@@ -297,14 +297,15 @@ status_t tree_parse(const char *bytes, size_t size, const char *label, const cha
 
 status_t tree_refuse(const struct yaml *at, const char *label, const char *fmt, ...)
 {
-    char    what[768];
+    char    what[1024];
     va_list args;
+    size_t  n = (size_t)(at->set ? snprintf(what, sizeof what, "--set %.200s: ", at->set)
+                                 : snprintf(what, sizeof what, "%.400s:%d: ", label, at->line));
     va_start(args, fmt);
-    vsnprintf(what, sizeof what, fmt, args);
+    vsnprintf(what + n, sizeof what - n, fmt, args);
     va_end(args);
-    if (at->set)
-        return FAIL(ST_EUSAGE, "--set %.200s: %s", at->set, what);
-    return FAIL(ST_EINPUT, "%s:%d: %s", label, at->line, what);
+    text_one_line(what);
+    return FAIL(at->set ? ST_EUSAGE : ST_EINPUT, "%s", what);
 }
 
 static int key_index(const struct yaml *map, const char *key, size_t key_n)
