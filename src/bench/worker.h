@@ -6,6 +6,9 @@
 
 #include <signal.h>
 
+/* Exit status of `qsweep cell` when it measured but could not write its file: the output folder's fault, not the cell's. */
+enum { WORKER_CANNOT_WRITE = 4 };
+
 /* Measure work's part of its cell. *stop ≠ 0 (a signal number) ends it between two pieces of decoding. Whatever happens,
  * *out is a result that can be written: its status and reason say how far it came, and finished samples are kept. The
  * caller frees it with result_free(). exec_ns: CLOCK_MONOTONIC of this process's exec. */

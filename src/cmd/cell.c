@@ -56,7 +56,7 @@ static int run(int argc, char **argv)
     struct result result;
     worker_run(&work, exec_ns, &stop_signal, &result);
     st = cell_file_write(output, &result);
-    int exit_status = st != ST_OK ? 1 : result.status == CELL_OK ? 0 : 3;
+    int exit_status = st != ST_OK ? WORKER_CANNOT_WRITE : result.status == CELL_OK ? 0 : 3;
     result_free(&result);
     work_free(&work);
     return exit_status;
@@ -72,7 +72,8 @@ const struct command command_cell = {
             "\n"
             "  qsweep cell results/sweep/work/4f/4f…-0.json --output /tmp/cell.h5\n"
             "\n"
-            "Exit status: 0 ok; 3 the file was written, but its status is not ok; 1 nothing was written.\n",
+            "Exit status: 0 ok; 3 the file was written, but its status is not ok; 1 the task could not be read; 4 measured,\n"
+            "but FILE could not be written.\n",
     .run = run,
     .internal = true,
 };

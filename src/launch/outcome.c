@@ -26,8 +26,7 @@ static status_t set_failure(struct result *r, enum cell_status status, const cha
     return result_set_reason(r, text);
 }
 
-/* The last line that says something, without the "error: " in front. */
-static void last_words(const char *log, char *out, size_t size)
+void outcome_last_words(const char *log, char *out, size_t size)
 {
     const char *end = log ? log + strlen(log) : NULL;
     while (end && end > log && (end[-1] == '\n' || end[-1] == ' '))
@@ -45,7 +44,7 @@ static status_t explain(const struct work *work, const struct spawn_result *end,
 {
     char   words[600];
     double life_s = (double)(end->end_ns - end->exec_ns) * 1e-9;
-    last_words(end->log, words, sizeof words);
+    outcome_last_words(end->log, words, sizeof words);
     switch (end->end) {
     case SPAWN_DEADLINE:
         return set_failure(r, CELL_TIMEOUT, "no result within the deadline of %g s; ended by %s after %.1f s",

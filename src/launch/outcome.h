@@ -11,6 +11,9 @@
 status_t outcome_of(const struct work *work, const struct spawn_result *end, const char *part_path, const char *why,
                     struct result *out);
 
+/* The last line of a log that says something, without the "error: " in front; "" if there is none. */
+void outcome_last_words(const char *log, char *out, size_t size);
+
 /* A result for a cell that was never run, with this status and reason. */
 status_t outcome_without_run(const struct work *work, enum cell_status status, const char *reason, struct result *out);
 

@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "bench/facts.h"
 #include "bench/work.h"
+#include "bench/worker.h"
 #include "launch/outcome.h"
 #include "launch/turn.h"
 #include "store/atomic_file.h"
@@ -192,6 +193,12 @@ static void break_down(struct rank *r)
         r->why = "the launcher broke down";
 }
 
+static void cannot_write(struct rank *r)
+{
+    log_line(LOG_ERROR, "results cannot be written, so no further cell is started; when that is mended, --resume goes on");
+    break_down(r);
+}
+
 /* skipped: processes of the cell that were planned and will not be started. */
 static void write_result(struct rank *r, size_t cell, const struct result *result, double seconds, int skipped)
 {
@@ -199,8 +206,7 @@ static void write_result(struct rank *r, size_t cell, const struct result *resul
     r->settled[cell] = true;
     cell_file_path(r->prepared->output, result->cell.id, path, sizeof path);
     if (cell_file_write(path, result) != ST_OK) {
-        log_line(LOG_ERROR, "results cannot be written, so no further cell is started; when that is mended, --resume goes on");
-        break_down(r);
+        cannot_write(r);
         return;
     }
     tell(r, PROGRESS_CELL, &(struct run){cell, skipped}, 0, result->status, seconds, result->reason);
@@ -250,10 +256,10 @@ static void complete(struct rank *r, struct assembly *a)
     assembly_free(a);
 }
 
-/* What was begun and will not be finished is recorded as interrupted. */
+/* What was begun and will not be finished is recorded as interrupted; where nothing can be written, it stays pending. */
 static void flush(struct rank *r)
 {
-    while (r->assemblies)
+    while (r->assemblies && !r->broken)
         complete(r, r->assemblies);
 }
 
@@ -282,7 +288,14 @@ static void finish(struct rank *r, struct running *w, struct spawn_result *end)
 {
     struct result part;
     double        seconds = (double)(end->end_ns - end->exec_ns) * 1e-9;
-    if (outcome_of(&w->work, end, w->part_path, r->why ? r->why : "", &part) != ST_OK) {
+    if (end->end == SPAWN_EXITED && end->exit_code == WORKER_CANNOT_WRITE) {
+        char words[600];
+        outcome_last_words(end->log, words, sizeof words);
+        log_line(LOG_ERROR, "%s", words);
+        tell(r, PROGRESS_END, &w->run, w->pid, CELL_PENDING, seconds, "its result could not be written");
+        drop_files(w, true);
+        cannot_write(r);
+    } else if (outcome_of(&w->work, end, w->part_path, r->why ? r->why : "", &part) != ST_OK) {
         break_down(r);
     } else {
         bool good = part.status == CELL_OK;

@@ -140,7 +140,7 @@ static void an_empty_or_broken_lock_file_belongs_to_nobody(void **state)
 static void launchers_that_race_never_share_the_folder(void **state)
 {
     (void)state;
-    enum { LAUNCHERS = 6, ROUNDS = 40 };
+    enum { LAUNCHERS = 6, ROUNDS = 15 };
     char inside[112];
     snprintf(inside, sizeof inside, "%s/inside", dir);
     pid_t pids[LAUNCHERS];
