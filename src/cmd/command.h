@@ -20,6 +20,7 @@ struct command {
     X(quantize) \
     X(codec) \
     X(generate) \
+    X(run) \
     X(devices) \
     X(bench) \
     X(cell)

@@ -30,8 +30,8 @@ def overlap(output):
     return most
 
 
-def resumes(box, job, out, sentence, spared):
-    run = box.run(job, "--resume", output=out, ranks=2)
+def resumes(box, job, out, sentence, spared, ranks=2):
+    run = box.run(job, "--resume", output=out, ranks=ranks)
     after = cell_files(out)
     kept = all(after.get(i) == identity for i, identity in spared.items())
     check(sentence, run.rc == 0 and set(statuses(out)) == {"ok"} and kept and not temporaries(out),
@@ -55,7 +55,7 @@ def same_as_alone(box):
     dynamic = box.run(job, "--set", "schedule=dynamic", ranks=4)
     check("handed out dynamically, the same cells come out",
           dynamic.rc == 0 and codes(dynamic.output) == codes(alone.output), dynamic.err)
-    side = box.run(box.job(EIGHT, "parallel: true", samples=8, max_new_tokens=20), ranks=2)
+    side = box.run(box.job(EIGHT, "parallel: true", samples=4, max_new_tokens=20), ranks=2)
     check("parallel: true runs the cells of a host side by side, and says so in every cell",
           side.rc == 0 and overlap(side.output) == 2 and {f["workers_side_by_side"] for f in facts(side.output)} == {"2"},
           (side.err, overlap(side.output)))
@@ -83,8 +83,8 @@ def refusals(box):
 
 
 def workers_die(box):
-    job = box.job(EIGHT, samples=3)
-    for _ in range(6 * ROUNDS):
+    job = box.job(EIGHT, samples=2)
+    for _ in range(4 * ROUNDS):
         run = box.start(job, ranks=4)
         hits = [signal_worker(run, 0.1) for _ in range(chance.randint(1, 3))]
         run.wait()
@@ -95,7 +95,7 @@ def workers_die(box):
               (run.err, killed, table))
         files = cell_files(run.output)
         resumes(box, job, run.output, "resume measures only those again",
-                {i: files[i] for i in table if table[i] == "ok"})
+                {i: files[i] for i in table if table[i] == "ok"}, ranks=0)
 
 
 def ranks_of(mpirun_pid):
