@@ -3,8 +3,11 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "bench/speech.h"
 #include "checkpoint/checkpoint.h"
 #include "cmd/command.h"
+#include "model/audio.h"
+#include "model/codec.h"
 #include "model/decode.h"
 #include "sweep/field.h"
 
@@ -14,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -29,13 +33,13 @@ static const double SAMPLES_PER_FRAME = 2048, SAMPLE_RATE = 44100;
 struct request {
     struct cell cell;
     bool        given[FIELD_COUNT]; /* which of the cell's fields the command line names */
-    const char *checkpoint, *text, *text_file, *prompt_ids, *codes, *device;
+    const char *checkpoint, *text, *text_file, *prompt_ids, *codes, *wav, *device;
     const char *voice_codes[VOICES_MAX], *voice_texts[VOICES_MAX];
     int         n_voice_codes, n_voice_texts, threads;
 };
 
 enum { OPT_TEXT = 256, OPT_TEXT_FILE, OPT_PROMPT_IDS, OPT_CODES, OPT_VOICE, OPT_VOICE_TEXT, OPT_DEVICE, OPT_THREADS, OPT_FRAMES,
-       OPT_FIELD };
+       OPT_WAV, OPT_FIELD };
 
 #define VALUE(name) {name, required_argument, NULL, OPT_FIELD}
 static const struct option options[] = {
@@ -43,6 +47,7 @@ static const struct option options[] = {
     {"text-file", required_argument, NULL, OPT_TEXT_FILE},
     {"prompt-ids", required_argument, NULL, OPT_PROMPT_IDS},
     {"codes", required_argument, NULL, OPT_CODES},
+    {"wav", required_argument, NULL, OPT_WAV},
     {"voice", required_argument, NULL, OPT_VOICE},
     {"voice-text", required_argument, NULL, OPT_VOICE_TEXT},
     {"device", required_argument, NULL, OPT_DEVICE},
@@ -52,7 +57,7 @@ static const struct option options[] = {
     {"control-tokens", no_argument, NULL, OPT_FIELD},
     VALUE("repetition-penalty"), VALUE("temperature"), VALUE("top-p"), VALUE("top-k"), VALUE("seed"), VALUE("precision"),
     VALUE("recipe"), VALUE("sampling"), VALUE("head"), VALUE("kv"), VALUE("engine"), VALUE("history"), VALUE("max-seq-len"),
-    VALUE("memory-limit"),
+    VALUE("memory-limit"), VALUE("codec"),
     {0},
 };
 
@@ -66,13 +71,16 @@ static const char help_text[] =
     "  --text TEXT              the text\n"
     "  --text-file FILE         the text from a file (UTF-8)\n"
     "  --prompt-ids FILE        a ready prompt matrix [1 + codebooks][columns], JSON or .npy\n"
-    "  --voice FILE             codes of a reference voice [codebooks][frames], .npy or JSON; may be repeated,\n"
+    "  --voice FILE             a reference voice: a sound file (.wav, .flac, .ogg, .mp3, .aiff), or its codes\n"
+    "                           [codebooks][frames], .npy or JSON; may be repeated,\n"
     "  --voice-text TEXT        each with the words spoken in it\n"
     "  --control-tokens         literal tokens such as <|im_end|> in the text become control tokens\n"
     "\n"
     "what comes out\n"
     "  --codes FILE             write {\"prompt\": [[row 0 ...], ...], \"frames\": [[token, c0, ...], ...], ...};\n"
     "                           - is standard output\n"
+    "  --wav FILE               the speech itself, by the checkpoint's codec.pth (16-bit WAV)\n"
+    "  --codec fp32|bf16|int8   precision of the codec, default fp32\n"
     "  --frames N               at most N frames (default 1024); decoding ends earlier after im_end\n"
     "\n"
     "how to draw\n"
@@ -135,6 +143,7 @@ static status_t take_option(struct request *r, int c, const char *name)
     case OPT_TEXT_FILE: r->text_file = optarg; return ST_OK;
     case OPT_PROMPT_IDS: r->prompt_ids = optarg; return ST_OK;
     case OPT_CODES: r->codes = optarg; return ST_OK;
+    case OPT_WAV: r->wav = optarg; return ST_OK;
     case OPT_DEVICE: r->device = optarg; return ST_OK;
     case OPT_THREADS: return set_threads(r, optarg);
     case OPT_FRAMES: {
@@ -169,6 +178,10 @@ static status_t parse(int argc, char **argv, struct request *r)
         return FAIL(ST_EUSAGE, "%s; usage: qsweep generate CHECKPOINT --text TEXT [options]",
                     optind == argc ? "which checkpoint?" : "more than one checkpoint is named");
     r->checkpoint = argv[optind];
+    if (r->cell.codec != CODEC_OFF && !r->wav)
+        return FAIL(ST_EUSAGE, "--codec says how to make the sound of --wav FILE: which file?");
+    if (r->wav && r->cell.codec == CODEC_OFF)
+        r->cell.codec = CODEC_FP32;
     if (!!r->text + !!r->text_file + !!r->prompt_ids != 1)
         return FAIL(ST_EUSAGE, "give exactly one of --text, --text-file and --prompt-ids");
     if (r->n_voice_codes != r->n_voice_texts)
@@ -220,9 +233,40 @@ struct utterance {
     bool          im_end; /* the last frame is im_end's     */
     const char   *stop;   /* "im_end", "length", "cache full" */
     const char   *engine;
-    double        prefill_ms, decode_ms, audio_s;
+    double        prefill_ms, decode_ms, codec_ms, audio_s;
     size_t        peak_bytes;
 };
+
+static bool is_sound(const char *path)
+{
+    static const char *const endings[] = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus"};
+    const char              *dot       = strrchr(path, '.');
+    for (size_t i = 0; dot && i < sizeof endings / sizeof *endings; i++)
+        if (strcasecmp(dot, endings[i]) == 0)
+            return true;
+    return false;
+}
+
+/* A voice given as sound: the codec's encoder in FP32, on the device that decodes. */
+static status_t encode_voice(const struct request *r, const char *path, struct codes *out)
+{
+    const struct backend_options bo      = {.n_threads = r->threads, .rounding = ROUND_NONE, .memory_limit = r->cell.memory_limit};
+    const struct codec_options   how     = {.mode = CODEC_FP32, .encoder = true};
+    struct backend              *be      = NULL;
+    struct codec                *codec   = NULL;
+    float                       *samples = NULL;
+    size_t                       n;
+    status_t                     st = ST_OK;
+    TRY_OUT(backend_open(r->device, &bo, &be));
+    TRY_OUT(codec_open(be, r->checkpoint, &how, &codec));
+    TRY_OUT(audio_read(path, codec_config_of(codec)->sample_rate, &samples, &n));
+    TRY_OUT(codec_encode(codec, samples, n, out));
+out:
+    free(samples);
+    codec_close(codec);
+    backend_close(be);
+    return st;
+}
 
 static status_t build_prompt(const struct request *r, const struct model_config *config, struct prompt *out)
 {
@@ -244,7 +288,9 @@ static status_t build_prompt(const struct request *r, const struct model_config 
     }
     for (int i = 0; i < r->n_voice_codes; i++) {
         voices[i].text = r->voice_texts[i];
-        TRY_OUT(codes_open(r->voice_codes[i], config->codebook_size, config->im_end_id, &voices[i].codes));
+        TRY_OUT(is_sound(r->voice_codes[i])
+                    ? encode_voice(r, r->voice_codes[i], &voices[i].codes)
+                    : codes_open(r->voice_codes[i], config->codebook_size, config->im_end_id, &voices[i].codes));
     }
     TRY_OUT(tokenizer_open(r->checkpoint, &tokenizer));
     st = prompt_build(tokenizer, config, text ? text : r->text, voices, r->n_voice_codes, r->cell.workload.control_tokens, out);
@@ -288,6 +334,22 @@ static void describe_stop(const struct request *r, const struct model_config *co
     u->audio_s = (u->n - u->im_end) * SAMPLES_PER_FRAME / SAMPLE_RATE;
 }
 
+/* The frames as sound; the decoder is closed by now, so the codec has the device's memory to itself. */
+static status_t speak(const struct request *r, struct backend *be, const struct model_config *config, struct utterance *u)
+{
+    struct speech      *speech = NULL;
+    struct speech_times times;
+    status_t            st     = ST_OK;
+    int                 frames = u->n - u->im_end;
+    TRY_OUT(speech_open(be, r->checkpoint, r->cell.codec, config->num_codebooks, frames > 0 ? frames : 1, &speech));
+    TRY_OUT(speech_run(speech, u->frames, frames, &times));
+    u->codec_ms = times.codec_ms;
+    TRY_OUT(speech_keep(speech, r->wav));
+out:
+    speech_close(speech);
+    return st;
+}
+
 static status_t generate(struct request *r, struct utterance *u)
 {
     struct checkpoint *c       = NULL;
@@ -315,6 +377,12 @@ static status_t generate(struct request *r, struct utterance *u)
     describe_stop(r, &c->config, u);
     u->engine     = decoder_engine(d);
     u->peak_bytes = atomic_load(&backend_memory(be)->total_peak);
+    decoder_close(d);
+    weights_close(w);
+    d = NULL;
+    w = NULL;
+    if (r->wav)
+        TRY_OUT(speak(r, be, &c->config, u));
 out:
     decoder_close(d);
     weights_close(w);
@@ -334,11 +402,14 @@ static double frames_per_s(const struct utterance *u)
 static void print_summary(FILE *to, const struct request *r, const struct utterance *u)
 {
     const struct cell *c  = &r->cell;
-    double             ms = u->prefill_ms + u->decode_ms;
+    double             ms = u->prefill_ms + u->decode_ms + u->codec_ms;
     fprintf(to, "prompt     %d columns\n", u->prompt.columns);
     fprintf(to, "frames     %d, %.1f frames/s, stopped by %s\n", u->n, frames_per_s(u), u->stop);
     fprintf(to, "audio      %.2f s, %.2f x real time\n", u->audio_s, ms > 0 ? u->audio_s * 1e3 / ms : 0);
-    fprintf(to, "time       %.1f ms prefill, %.1f ms decode\n", u->prefill_ms, u->decode_ms);
+    fprintf(to, "time       %.1f ms prefill, %.1f ms decode", u->prefill_ms, u->decode_ms);
+    if (r->wav)
+        fprintf(to, ", %.1f ms codec (%s) -> %s", u->codec_ms, codec_mode_name(c->codec), r->wav);
+    fputc('\n', to);
     fprintf(to, "memory     %.1f MB at most (weights, cache, workspace)\n", (double)u->peak_bytes * 1e-6);
     fprintf(to, "engine     %s on %s, precision %s, kv %s, head %s, sampling %s%s\n", u->engine, r->device,
             precision_name(c->precision), kv_format_name(c->kv), head_mode_name(c->head), sampling_rules_name(c->sampling.rules),
