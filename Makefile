@@ -131,6 +131,11 @@ bench: all ## share of the memory bandwidth that decoding reaches: CHECKPOINT=DI
 	    $(BUILD)/qsweep synth $(BUILD)/checkpoints/s1-mini --shape s1-mini --seed 1 >&2
 	@$(BUILD)/qsweep bench --checkpoint $(or $(CHECKPOINT),$(BUILD)/checkpoints/s1-mini) $(BENCH)
 
+BENCH_CKPT ?= $(BUILD)/checkpoints/s1-mini-codec
+bench-codec: all ## the codec alone: DEVICE=cpu|cuda, published shape, 215 frames
+	@[ -e $(BENCH_CKPT)/codec.pth ] || $(BUILD)/qsweep synth $(BENCH_CKPT) --shape s1-mini --seed 1 --codec
+	@$(BUILD)/qsweep codec bench $(BENCH_CKPT) --device $(or $(DEVICE),cpu) $(if $(filter cuda%,$(DEVICE)),--chunk 108 --runs 20,--runs 3)
+
 asan: ## unit tests under AddressSanitizer and UBSan
 	@$(MAKE) --no-print-directory -j2 unit BUILD=$(BUILD)/asan CUDA=0 CFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined"
 tsan: ## unit tests under ThreadSanitizer
@@ -143,7 +148,7 @@ clean: ## remove the build folder
 	rm -rf $(BUILD)
 help: ## list these targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-.PHONY: all bench compare unit test test-programs asan tsan cov clean help FORCE
+.PHONY: bench-codec all bench compare unit test test-programs asan tsan cov clean help FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 

@@ -1,6 +1,8 @@
 /* The CUDA backend: device, memory with its ledger, and the operations of the `ops` engine. The fused engine is
  * cuda_graph.c. Everything runs on one stream; an operation enqueues and returns. */
 #include "backend/cuda.h"
+
+#include "backend/cuda_codec.h"
 #include "base/log.h"
 #include "kernels/ops.h"
 
@@ -344,4 +346,5 @@ const struct backend_ops cuda_ops = {
     .fused_run = graph_run,
     .fused_frame_bytes = graph_frame_bytes,
     .fused_engine = graph_engine,
+    .codec = &cuda_codec_ops,
 };
