@@ -44,9 +44,21 @@ static status_t parse_keep(const char *text, unsigned *out)
     return ST_OK;
 }
 
+/* "2/8". */
+static status_t parse_shard(const char *text, int *shard, int *n_shards)
+{
+    int  i, n, used = 0;
+    bool good = sscanf(text, "%7d/%7d%n", &i, &n, &used) == 2 && !text[used] && text[0] != '+' && text[0] != ' ';
+    if (!good || n < 1 || n > RANKS_MAX || i < 0 || i >= n)
+        return FAIL(ST_EUSAGE, "--shard %s: want I/N, parts are numbered from 0: --shard 0/4 … --shard 3/4", text);
+    *shard = i;
+    *n_shards = n;
+    return ST_OK;
+}
+
 static status_t parse(int argc, char **argv, struct arguments *out)
 {
-    enum { OPT_DRY = 1000, OPT_RESUME, OPT_KEEP, OPT_RANKS, OPT_LOCK, OPT_GRACE, OPT_OUTPUT };
+    enum { OPT_DRY = 1000, OPT_RESUME, OPT_KEEP, OPT_RANKS, OPT_LOCK, OPT_GRACE, OPT_OUTPUT, OPT_SHARD };
     static const struct option options[] = {
         {"set", required_argument, NULL, 's'},        {"output", required_argument, NULL, OPT_OUTPUT},
         {"format", required_argument, NULL, 'o'},
@@ -54,6 +66,7 @@ static status_t parse(int argc, char **argv, struct arguments *out)
         {"keep", required_argument, NULL, OPT_KEEP},  {"ranks", required_argument, NULL, OPT_RANKS},
         {"quiet", no_argument, NULL, 'q'},            {"verbose", no_argument, NULL, 'v'},
         {"take-lock", no_argument, NULL, OPT_LOCK},   {"grace", required_argument, NULL, OPT_GRACE},
+        {"shard", required_argument, NULL, OPT_SHARD},
         {0},
     };
     struct launch *l = &out->launch;
@@ -93,6 +106,9 @@ static status_t parse(int argc, char **argv, struct arguments *out)
             break;
         case OPT_KEEP:
             TRY(parse_keep(optarg, &l->keep));
+            break;
+        case OPT_SHARD:
+            TRY(parse_shard(optarg, &l->shard, &l->n_shards));
             break;
         case OPT_RANKS:
             TRY(parse_count("--ranks", optarg, 1, RANKS_MAX, &n));
@@ -180,6 +196,8 @@ const struct command command_run = {
         "  --dry-run          print the plan, measure nothing; -o ids prints the cells' ids alone, in order\n"
         "  --resume           go on in an existing OUTPUT: cells that are ok stay, all others run again\n"
         "  --keep LIST        with --resume: cells of these statuses stay as well, e.g. --keep oom,invalid\n"
+        "  --shard I/N        only part I (0 to N-1) of N disjoint parts of the sweep, each to an OUTPUT of its own, for job\n"
+        "                     arrays; `qsweep merge` joins the folders. Cells that differ in precision alone stay together\n"
         "  --ranks N          start N ranks on this machine through mpirun (needs qsweep-mpi beside qsweep)\n"
         "  --grace SECONDS    after SIGUSR1: how long running cells may go on (default 30)\n"
         "  --take-lock        take over an OUTPUT that a launcher on another, certainly dead, host holds\n"

@@ -213,6 +213,13 @@ static status_t find_done(const struct launch *launch, struct prepared *p)
 static status_t prepare_here(const struct launch *launch, struct prepared *p, char **json)
 {
     TRY(build_plan(launch, p));
+    if (launch->n_shards)
+        TRY(plan_shard(p->plan, launch->shard, launch->n_shards));
+    if (p->plan->n == 0) {
+        log_info("shard %d/%d has no cells: the sweep has fewer groups than shards", launch->shard, launch->n_shards);
+        p->stop = true;
+        return ST_OK;
+    }
     if (launch->dry_run) {
         for (size_t i = 0; launch->dry_run_ids && i < p->plan->n; i++)
             puts(p->plan->cells[i].id);

@@ -15,6 +15,7 @@ struct launch {
     const char        *output; /* NULL: as the job says                                     */
     bool               resume, dry_run, quiet, take_lock;
     bool               dry_run_ids; /* the plan as ids, one a line                          */
+    int                shard, n_shards; /* run part `shard` of n_shards of the plan; n_shards 0: all of it */
     bool               forward;    /* copy workers' stderr to ours                          */
     unsigned           keep;       /* bit s: a resume spares cells of cell_status s as well */
     double             grace_s;    /* SIGUSR1: how long running workers may go on           */

@@ -36,6 +36,11 @@ struct plan_input {
 status_t plan_build(const struct job *job, const struct plan_input *in, struct plan **out);
 void     plan_close(struct plan *p); /* NULL is accepted */
 
+/* Keep part `shard` (0 … n_shards − 1) of the plan: groups stay whole and are dealt out in the order of their smallest ids,
+ * so the parts are disjoint, together the plan, equal to one group, and the same whatever the order or its seed. May
+ * leave no cell. ST_EUSAGE for numbers out of range. */
+status_t plan_shard(struct plan *p, int shard, int n_shards);
+
 /* Index of the cell with this id, or -1. */
 long plan_find(const struct plan *p, const char *id);
 
