@@ -20,6 +20,7 @@ device=${DEVICE:-$([ "$gpus" -gt 0 ] && echo cuda || echo cpu)}
 if [ -n "${CHECKPOINT:-}" ]; then
     checkpoint=${CHECKPOINT%/}
 else
+    synthetic=1
     shape=${SHAPE:-$([ "$device" = cuda ] && echo s1-mini || echo s1-nano)}
     checkpoint=$build/checkpoints/$shape
     [ -e "$checkpoint/config.json" ] || "$qsweep" synth "$checkpoint" --shape "$shape" --seed 1 >&2
@@ -39,6 +40,7 @@ else
 fi
 
 args=(--set "model=$checkpoint" --set "prequantized.int8=$int8" --set "device=$device" --set "output=$output")
+[ -n "${synthetic:-}" ] && args+=(--set workload.max_new_tokens=256) # random weights never stop by themselves
 [ -n "${SAMPLES:-}" ] && args+=(--set "workload.samples=$SAMPLES")
 
 # The same job and weights resume; anything else, or FRESH=1, moves the old folder aside. Nothing is deleted.

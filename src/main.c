@@ -2,6 +2,7 @@
 #include "cmd/command.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define X(name) &command_##name,
@@ -23,6 +24,18 @@ static void print_overview(FILE *to)
         if (!commands[i]->internal)
             fprintf(to, "  %-10s %s\n", commands[i]->name, commands[i]->summary);
     fputs("\n`qsweep help COMMAND` explains one command with examples.\n", to);
+}
+
+static int print_help(const struct command *command)
+{
+    char *more = NULL;
+    fputs(command->help, stdout);
+    if (command->more_help && command->more_help(&more) != ST_OK)
+        return 1;
+    if (more)
+        printf("\n%s", more);
+    free(more);
+    return 0;
 }
 
 int main(int argc, char **argv)
@@ -50,8 +63,7 @@ int main(int argc, char **argv)
         if (strcmp(argv[i], "--help") == 0)
             asks_help = true;
     if (asks_help) {
-        fputs(command->help, stdout);
-        return 0;
+        return print_help(command);
     }
     return command->run(argc - 1, argv + 1);
 }

@@ -4,12 +4,15 @@
 #ifndef QSWEEP_CMD_COMMAND_H
 #define QSWEEP_CMD_COMMAND_H
 
+#include "base/status.h"
+
 #include <stdbool.h>
 
 struct command {
     const char *name;
     const char *summary; /* one line for the table in `qsweep help`                                          */
     const char *help;    /* the whole text of `qsweep help NAME` and `qsweep NAME --help`: usage, options, examples */
+    status_t (*more_help)(char **text); /* malloc'ed text printed after help, or NULL: what is made from tables         */
     int (*run)(int argc, char **argv); /* argv[0] is the command's name; returns the exit status              */
     bool internal;       /* not listed in `qsweep help`                                                      */
 };

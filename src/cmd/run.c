@@ -3,6 +3,7 @@
 #include "cmd/command.h"
 #include "launch/fabric.h"
 #include "launch/launcher.h"
+#include "sweep/job.h"
 
 #include <getopt.h>
 #include <stdio.h>
@@ -213,5 +214,6 @@ const struct command command_run = {
         "  qsweep run jobs/precision.yaml --output results/mine --set device=cpu\n"
         "  qsweep run jobs/precision.yaml --output results/mine --resume\n"
         "  qsweep run jobs/precision.yaml --ranks 4\n",
+    .more_help = job_help,
     .run = run,
 };

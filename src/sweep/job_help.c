@@ -31,7 +31,7 @@ static const char grammar[] =
     "    - {precision: [bf16, int8], batch: 1..64*2}\n"
     "    - {precision: int8, kv: int8, batch: [32, 64]}\n"
     "\n"
-    "Axes (one value outside sweep: makes a constant)\n";
+    "Axes: what they may be, (default) and meaning; one value outside sweep: makes a constant\n";
 
 static const char options[] =
     "\n"
@@ -63,8 +63,8 @@ static void print_field(FILE *to, const struct field *f, const struct cell *stan
     field_allowed(f, allowed, sizeof allowed);
     field_format(f, field_get(f, standard), value);
     bool has_auto = value_has_auto((int)(f - cell_fields));
-    fprintf(to, "  %-20s %s\n  %-20s %s%s (%s)\n", f->name, f->help, "", allowed, has_auto ? ", auto" : "",
-            has_auto ? "auto" : value);
+    fprintf(to, "  %-20s %s%s (%s): %s\n", f->name, allowed, has_auto ? ", auto" : "", has_auto ? "auto" : value,
+            f->help);
 }
 
 static void print_fields(FILE *to, bool workload)

@@ -110,7 +110,8 @@ void plan_print(const struct plan *p, plan_estimate estimate, void *ctx, FILE *t
             l.invalid ? ":-----------|" : "");
     for (size_t i = 0; i < p->n; i++) {
         const struct cell *c        = &p->cells[i];
-        double             requests = (double)c->workload.n_texts * c->workload.samples + c->workload.warmup;
+        double             requests = (double)c->workload.n_texts * c->workload.samples +
+                                      (double)c->workload.warmup * c->workload.processes;
         char               text[COLUMN_WIDTH];
         fprintf(to, "| %.8s |", c->id);
         for (int k = 0; k < l.n; k++) {

@@ -12,7 +12,8 @@ static double cell_cost(const struct schedule_input *in, size_t i)
     const struct cell *c = &in->plan->cells[i];
     if (in->cost)
         return in->cost[i] > 0 ? in->cost[i] : 0;
-    return ((double)c->workload.n_texts * c->workload.samples + c->workload.warmup) * c->workload.max_new_tokens;
+    return ((double)c->workload.n_texts * c->workload.samples + (double)c->workload.warmup * c->workload.processes) *
+           c->workload.max_new_tokens;
 }
 
 static uint64_t kinds_of(const struct schedule_input *in, uint64_t present, size_t cell)
