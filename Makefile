@@ -144,11 +144,29 @@ cov: ## line coverage of the unit tests (gcov summary)
 	@$(MAKE) --no-print-directory -j2 unit BUILD=$(BUILD)/cov CUDA=0 CFLAGS="-O0 -g --coverage"
 	@cd $(BUILD)/cov && gcov -n -r $$(find src -name '*.o') 2>/dev/null | awk '/^File/{f=$$2} /^Lines/{print f, $$0}' | grep src/ | sort
 
+# Fuzz targets link what reads bytes from outside, compiled by clang for coverage; the vector kernels, which take clang
+# ten minutes under the sanitizers, are not part of it. Seeds are under tests/fuzz/seeds.
+FUZZ_SECONDS ?= 5
+FUZZ_BIN     := $(FUZZ_SRC:%.c=$(BUILD)/%)
+FUZZ_LIB     := $(BUILD)/libparse.a
+FUZZ_OBJ     := $(filter-out $(foreach d,backend store launch cmd bench,$(BUILD)/src/$(d)/%),$(LIB_OBJ))
+$(FUZZ_LIB): $(FUZZ_OBJ)
+	@rm -f $@
+	ar rcs $@ $^
+$(BUILD)/tests/fuzz/%: $(BUILD)/tests/fuzz/%.c.o $(FUZZ_LIB)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -fsanitize=fuzzer -pthread -o $@ $< $(FUZZ_LIB) $(LIBS) $(LDFLAGS)
+fuzz-programs: $(FUZZ_BIN)
+fuzz-build:
+	@$(MAKE) --no-print-directory -j2 fuzz-programs BUILD=$(BUILD)/fuzz CC=clang CUDA=0 MPI=0 CFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined"
+fuzz: fuzz-build ## every parser under libFuzzer, ASan and UBSan (clang): FUZZ_SECONDS=5 each
+	@tests/fuzz/run $(BUILD)/fuzz $(FUZZ_SECONDS)
+
 clean: ## remove the build folder
 	rm -rf $(BUILD)
 help: ## list these targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-.PHONY: bench-codec all bench compare unit test test-programs asan tsan cov clean help FORCE
+.PHONY: bench-codec fuzz fuzz-build fuzz-programs all bench compare unit test test-programs asan tsan cov clean help FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 

@@ -6,8 +6,10 @@
 #include <string.h>
 #include <unistd.h>
 
+enum { LEVEL_UNSET = LOG_NONE - 1 };
+
 static char who_label[128];
-static int  level_now = -1;
+static int  level_now = LEVEL_UNSET;
 
 void log_set_who(const char *who)
 {
@@ -21,11 +23,11 @@ void log_set_level(enum log_level level)
 
 static int level_from_environment(void)
 {
-    static const char *const names[] = {"error", "warn", "info", "debug"};
+    static const char *const names[] = {"none", "error", "warn", "info", "debug"};
     const char              *text    = getenv("QSWEEP_LOG");
-    for (int i = 0; text && i < 4; i++)
+    for (int i = 0; text && i < 5; i++)
         if (strcmp(text, names[i]) == 0)
-            return i;
+            return LOG_NONE + i;
     return LOG_INFO;
 }
 
@@ -33,7 +35,7 @@ static int level_from_environment(void)
 void log_line(enum log_level level, const char *fmt, ...)
 {
     static const char *const prefix[] = {"error: ", "warning: ", "", "debug: "};
-    if (level_now < 0)
+    if (level_now == LEVEL_UNSET)
         level_now = level_from_environment();
     if ((int)level > level_now)
         return;

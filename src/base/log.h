@@ -2,12 +2,12 @@
 #ifndef QSWEEP_BASE_LOG_H
 #define QSWEEP_BASE_LOG_H
 
-enum log_level { LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG };
+enum log_level { LOG_NONE = -1, LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG };
 
 /* Label set once at start ("rank 3 node07 cuda:1"); it stands before every line. Copied; NULL clears it. */
 void log_set_who(const char *who);
 
-/* Lines above this level are dropped; the default is LOG_INFO, QSWEEP_LOG=debug|info|warn|error overrides. */
+/* Lines above this level are dropped; the default is LOG_INFO, QSWEEP_LOG=debug|info|warn|error|none overrides. */
 void log_set_level(enum log_level level);
 
 __attribute__((format(printf, 2, 3))) void log_line(enum log_level level, const char *fmt, ...);
