@@ -113,6 +113,9 @@ struct backend_ops {
     const struct codec_ops *codec; /* the codec's operations, NULL where the backend has none */
     /* "graph" or "persistent": what AUTO became. */
     const char *(*fused_engine)(const struct fused *f);
+
+    /* ---- optional: provenance. Tell keys and texts (valid during the call) about how this backend runs here. ---- */
+    void (*describe)(struct backend *be, void (*tell)(void *ctx, const char *key, const char *value), void *ctx);
 };
 
 /* What every backend's struct starts with. */

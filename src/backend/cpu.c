@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -374,6 +375,14 @@ int cpu_threads(struct backend *be)
     return cpu_team_size(cpu_of(be)->team);
 }
 
+static void cpu_describe(struct backend *be, void (*tell)(void *ctx, const char *key, const char *value), void *ctx)
+{
+    char threads[16];
+    snprintf(threads, sizeof threads, "%d", cpu_threads(be));
+    tell(ctx, "cpu_kernels", cpu_isa(be));
+    tell(ctx, "threads", threads);
+}
+
 const struct backend_ops cpu_ops = {
     .name = "cpu",
     .open = cpu_open,
@@ -394,4 +403,5 @@ const struct backend_ops cpu_ops = {
     .silu_mul = cpu_silu_mul,
     .add = cpu_add,
     .codec = &cpu_codec_ops,
+    .describe = cpu_describe,
 };

@@ -86,6 +86,11 @@ static status_t collect_facts(struct measurement *m)
     return result_add_fact(r, "model_dir", m->work->cell.model);
 }
 
+static void tell_fact(void *ctx, const char *key, const char *value)
+{
+    result_add_fact(ctx, key, value); /* a fact lost to a lack of memory shows in what follows */
+}
+
 static status_t load(struct measurement *m)
 {
     trace_phase(m->trace, PHASE_CONTEXT);
@@ -96,7 +101,10 @@ static status_t load(struct measurement *m)
     TRY(session_open_model(&m->session, m->work));
     m->result->load_s = (double)(clock_ns() - m->load_ns) * 1e-9;
     snprintf(m->result->engine, sizeof m->result->engine, "%s", decoder_engine(m->session.decoder));
-    return result_add_fact(m->result, "backend", backend_ops_of(m->session.backend)->name);
+    const struct backend_ops *ops = backend_ops_of(m->session.backend);
+    if (ops->describe)
+        ops->describe(m->session.backend, tell_fact, m->result);
+    return result_add_fact(m->result, "backend", ops->name);
 }
 
 /* Phase ready: everything is loaded, nothing has run. What is held now is the VRAM baseline. */
