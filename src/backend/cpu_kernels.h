@@ -1,10 +1,10 @@
 /* cpu_kernels.h — the inner loops of the CPU backend, one table an instruction set, chosen at run time.
  *
  * Every table is made from the same source (cpu_kernels_body.h) over 16 logical lanes, with one order of summation, so
- * the AVX2 and the AVX-512 table give the same bits; the portable one rounds a product before it adds it (no FMA) and
- * may differ from them in the last bits. All arrays are dense; weights and caches may have any alignment, x and y that
- * of a float. r() rounds to BF16 where `round` says so. Formats are DT_F32, DT_BF16 and DT_I8. None of these functions starts threads or touches memory outside
- * the arrays named. */
+ * the AVX2 and the AVX-512 table give the same bits; the portable one, where its target has no FMA, rounds a product
+ * before it adds it and may differ from them in the last bits. All arrays are dense; weights and caches may have any
+ * alignment, x and y that of a float. r() rounds to BF16 where `round` says so. Formats are DT_F32, DT_BF16 and DT_I8.
+ * None of these functions starts threads or touches memory outside the arrays named. */
 #ifndef QSWEEP_BACKEND_CPU_KERNELS_H
 #define QSWEEP_BACKEND_CPU_KERNELS_H
 
@@ -60,6 +60,13 @@ struct cpu_kernels {
 /* The table of a name, or NULL if this build or machine does not have it. NULL or "" = the best one here, or the one that
  * environment variable QSWEEP_CPU names. */
 const struct cpu_kernels *cpu_kernels_find(const char *name);
+
+/* Before a loop of constant length that must become straight code, so that its array becomes registers. */
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 32")
+#endif
 
 extern const struct cpu_kernels cpu_kernels_portable;
 #if defined(__x86_64__)

@@ -42,6 +42,34 @@ VEC void vf_store(float *p, vf v)
     _mm256_storeu_ps(p + 8, v.hi);
 }
 
+/* A mask of the lanes below n. */
+VEC __m256i lanes_below(size_t n)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+/* n ≥ 1 elements at most, zeros above; nothing beyond them is touched. */
+VEC vf vf_load_part(const float *p, size_t n)
+{
+    if (n >= 16)
+        return vf_load(p);
+    if (n <= 8)
+        return EACH(_mm256_maskload_ps(p, lanes_below(n)), _mm256_setzero_ps());
+    return EACH(_mm256_loadu_ps(p), _mm256_maskload_ps(p + 8, lanes_below(n - 8)));
+}
+
+VEC void vf_store_part(float *p, vf v, size_t n)
+{
+    if (n >= 16)
+        vf_store(p, v);
+    else if (n <= 8)
+        _mm256_maskstore_ps(p, lanes_below(n), v.lo);
+    else {
+        _mm256_storeu_ps(p, v.lo);
+        _mm256_maskstore_ps(p + 8, lanes_below(n - 8), v.hi);
+    }
+}
+
 VEC __m256 widen_bf16(const char *p)
 {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)p)), 16));
@@ -115,6 +143,19 @@ VEC float vf_sum(vf v)
     __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     b = _mm_add_ps(b, _mm_movehl_ps(b, b));
     return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
+}
+
+/* vf_sum of four vectors at once, the same additions. */
+VEC void vf_sum4(float *out, vf a, vf b, vf c, vf d)
+{
+    __m256 a8 = _mm256_add_ps(a.lo, a.hi), b8 = _mm256_add_ps(b.lo, b.hi);
+    __m256 c8 = _mm256_add_ps(c.lo, c.hi), d8 = _mm256_add_ps(d.lo, d.hi);
+    __m256 ab = _mm256_add_ps(_mm256_permute2f128_ps(a8, b8, 0x20), _mm256_permute2f128_ps(a8, b8, 0x31));
+    __m256 cd = _mm256_add_ps(_mm256_permute2f128_ps(c8, d8, 0x20), _mm256_permute2f128_ps(c8, d8, 0x31));
+    __m256 all = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee)); /* a a c c | b b d d */
+    all = _mm256_add_ps(all, _mm256_permute_ps(all, 0xb1));
+    __m128 ac = _mm256_castps256_ps128(all), bd = _mm256_extractf128_ps(all, 1);
+    _mm_storeu_ps(out, _mm_shuffle_ps(_mm_unpacklo_ps(ac, bd), _mm_unpackhi_ps(ac, bd), 0x44));
 }
 
 VEC float vf_top(vf v)

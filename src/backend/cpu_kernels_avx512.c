@@ -16,7 +16,7 @@
 #define ROW_SUMS(T)  4
 #define TILE_ROWS    4
 #define TILE_TOKENS  6
-#define WEIGH_VECS   4
+#define WEIGH_VECS   8
 
 typedef __m512 vf;
 
@@ -38,6 +38,22 @@ VEC vf vf_load(const void *p)
 VEC void vf_store(float *p, vf v)
 {
     _mm512_storeu_ps(p, v);
+}
+
+VEC __mmask16 lanes_below(size_t n)
+{
+    return (__mmask16)(n < 16 ? (1u << n) - 1 : 0xffff);
+}
+
+/* n ≥ 1 elements at most, zeros above; nothing beyond them is touched. */
+VEC vf vf_load_part(const float *p, size_t n)
+{
+    return _mm512_maskz_loadu_ps(lanes_below(n), p);
+}
+
+VEC void vf_store_part(float *p, vf v, size_t n)
+{
+    _mm512_mask_storeu_ps(p, lanes_below(n), v);
 }
 
 VEC vf vf_load_bf16(const void *p)
@@ -102,6 +118,17 @@ VEC float vf_sum(vf v)
     __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     b = _mm_add_ps(b, _mm_movehl_ps(b, b));
     return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
+}
+
+/* vf_sum of four vectors at once, the same additions: 15 instructions where four calls take 36. */
+VEC void vf_sum4(float *out, vf a, vf b, vf c, vf d)
+{
+    vf ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    vf cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
+    vf all = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+    all = _mm512_add_ps(all, _mm512_permute_ps(all, 0x4e));
+    all = _mm512_add_ps(all, _mm512_permute_ps(all, 0xb1));
+    _mm512_mask_compressstoreu_ps(out, 0x1111, all);
 }
 
 VEC float vf_top(vf v)

@@ -24,12 +24,6 @@ enum { PREFETCH_BYTES = 8192 };
 /* Weights that stay in the second-level cache while all tokens of a prefill pass over them. */
 enum { TILE_CACHE_BYTES = 256 * 1024 };
 
-#if defined(__clang__)
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 32")
-#endif
-
 #define KERNEL ISA_TARGET static
 
 VEC size_t element_size(enum dtype format)
@@ -48,22 +42,6 @@ VEC vf load_tail(enum dtype format, const void *p, size_t n)
     char buffer[LANES * sizeof(float)] = {0};
     memcpy(buffer, p, n * element_size(format));
     return load_wide(format, buffer);
-}
-
-VEC vf load_part(const float *p, size_t n)
-{
-    return n >= LANES ? vf_load(p) : load_tail(DT_F32, p, n);
-}
-
-VEC void store_part(float *p, vf v, size_t n)
-{
-    float buffer[LANES];
-    if (n >= LANES) {
-        vf_store(p, v);
-        return;
-    }
-    vf_store(buffer, v);
-    memcpy(p, buffer, n * sizeof *p);
 }
 
 VEC vf round_if(bool round, vf v)
@@ -121,28 +99,48 @@ VEC void dot_sums(enum dtype format, int A, int R, int T, int q0, vf *acc, const
 
 typedef void dot_fn(float *y, size_t ldy, const char *w, int rows, int cols, const float *x, size_t ldx);
 
-/* T tokens by one row at a time: weights are one linear stream, the shape of decoding. */
+/* The sums of one row with T tokens, not yet added up over their lanes. */
+VEC void dot_row(enum dtype format, int T, vf *sum, const char *w, const char *ahead, int cols, const float *x, size_t ldx)
+{
+    const int A = ROW_SUMS(T);
+    vf        acc[MAX_TOKENS * N_SUMS], part[MAX_TOKENS][N_SUMS];
+    UNROLL
+    for (int q = 0; q < N_SUMS; q += A) {
+        dot_sums(format, A, 1, T, q, acc, w, 0, x, ldx, cols, q == 0, ahead);
+        UNROLL
+        for (int i = 0; i < T * A; i++)
+            part[i / A][q + i % A] = acc[i];
+    }
+    UNROLL
+    for (int t = 0; t < T; t++)
+        sum[t] = vf_add(vf_add(part[t][0], part[t][1]), vf_add(part[t][2], part[t][3]));
+}
+
+/* T tokens by one row after the other: weights are one linear stream, the shape of decoding. Lanes are added up for four
+ * rows at once, which counts where rows are short: the keys of a cache. */
 VEC void dot_rows(enum dtype format, int T, float *y, size_t ldy, const char *w, int rows, int cols, const float *x,
                   size_t ldx)
 {
-    const int    A = ROW_SUMS(T);
+    enum { ROWS = 4 };
     const size_t row_bytes = (size_t)cols * element_size(format);
     const char  *last = w + (size_t)(rows - 1) * row_bytes;
-    for (int r = 0; r < rows; r++, w += row_bytes) {
-        /* The last rows ask again for what they read now: nothing outside this thread's part is worth the traffic. */
-        const char *ahead = (size_t)(last - w) > PREFETCH_BYTES ? w + PREFETCH_BYTES : last;
-        vf          acc[MAX_TOKENS * N_SUMS], part[MAX_TOKENS][N_SUMS];
-        UNROLL
-        for (int q = 0; q < N_SUMS; q += A) {
-            dot_sums(format, A, 1, T, q, acc, w, row_bytes, x, ldx, cols, q == 0, ahead);
-            UNROLL
-            for (int i = 0; i < T * A; i++)
-                part[i / A][q + i % A] = acc[i];
+    for (int r = 0; r < rows; r += ROWS) {
+        vf        sum[ROWS][MAX_TOKENS];
+        const int here = rows - r < ROWS ? rows - r : ROWS;
+        for (int i = 0; i < here; i++, w += row_bytes) {
+            /* The last rows ask again for what they read now: nothing outside this thread's part is worth the traffic. */
+            const char *ahead = (size_t)(last - w) > PREFETCH_BYTES ? w + PREFETCH_BYTES : last;
+            dot_row(format, T, sum[i], w, ahead, cols, x, ldx);
         }
         UNROLL
-        for (int t = 0; t < T; t++)
-            y[(size_t)t * ldy + (size_t)r] =
-                vf_sum(vf_add(vf_add(part[t][0], part[t][1]), vf_add(part[t][2], part[t][3])));
+        for (int t = 0; t < T; t++) {
+            float *to = y + (size_t)t * ldy + (size_t)r;
+            if (here == ROWS)
+                vf_sum4(to, sum[0][t], sum[1][t], sum[2][t], sum[3][t]);
+            else
+                for (int i = 0; i < here; i++)
+                    to[i] = vf_sum(sum[i][t]);
+        }
     }
 }
 
@@ -160,10 +158,19 @@ VEC void dot_tile(enum dtype format, int T, float *y, size_t ldy, const char *w,
             for (int i = 0; i < R * T; i++)
                 part[q][i] = acc[i];
         }
-        UNROLL
-        for (int i = 0; i < R * T; i++)
-            y[(size_t)(i % T) * ldy + (size_t)(r0 + i / T)] =
-                vf_sum(vf_add(vf_add(part[0][i], part[1][i]), vf_add(part[2][i], part[3][i])));
+        for (int t = 0; t < T; t++) {
+            float *to = y + (size_t)t * ldy + (size_t)r0;
+            vf     sum[R];
+            UNROLL
+            for (int r = 0; r < R; r++)
+                sum[r] = vf_add(vf_add(part[0][r * T + t], part[1][r * T + t]), vf_add(part[2][r * T + t], part[3][r * T + t]));
+#if TILE_ROWS == 4
+            vf_sum4(to, sum[0], sum[1], sum[2], sum[3]);
+#else
+            for (int r = 0; r < R; r++)
+                to[r] = vf_sum(sum[r]);
+#endif
+        }
     }
 }
 
@@ -254,7 +261,7 @@ KERNEL void finish(float *y, int n, const void *scales, enum dtype scale_dtype, 
 {
     for (int i = 0; i < n; i += LANES) {
         const size_t here = (size_t)(n - i);
-        vf           v = load_part(y + i, here);
+        vf           v = vf_load_part(y + i, here);
         if (scales) {
             const char *at = (const char *)scales + (size_t)i * element_size(scale_dtype);
             vf          scale = here < LANES              ? load_tail(scale_dtype, at, here)
@@ -263,8 +270,8 @@ KERNEL void finish(float *y, int n, const void *scales, enum dtype scale_dtype, 
             v = vf_mul(round_if(round, v), scale);
         }
         if (bias)
-            v = vf_add(round_if(round && scales, v), load_part(bias + i, here));
-        store_part(y + i, round_if(round, v), here);
+            v = vf_add(round_if(round && scales, v), vf_load_part(bias + i, here));
+        vf_store_part(y + i, round_if(round, v), here);
     }
 }
 
@@ -282,15 +289,15 @@ KERNEL void rmsnorm(float *y, const float *x, const float *w, int dim, float eps
         }
     }
     for (int k = full; k < dim; k += LANES) {
-        vf v = load_part(x + k, (size_t)(dim - k));
+        vf v = vf_load_part(x + k, (size_t)(dim - k));
         sum[0] = vf_fma(v, v, sum[0]);
     }
     float square = vf_sum(vf_add(vf_add(sum[0], sum[1]), vf_add(sum[2], sum[3])));
     vf    factor = vf_set(1.0f / sqrtf(square / (float)dim + eps));
     for (int k = 0; k < dim; k += LANES) {
         const size_t here = (size_t)(dim - k);
-        vf           v = round_if(round, vf_mul(load_part(x + k, here), factor));
-        store_part(y + k, round_if(round, vf_mul(v, load_part(w + k, here))), here);
+        vf           v = round_if(round, vf_mul(vf_load_part(x + k, here), factor));
+        vf_store_part(y + k, round_if(round, vf_mul(v, vf_load_part(w + k, here))), here);
     }
 }
 
@@ -314,35 +321,35 @@ VEC vf vf_exp(vf v)
 KERNEL void exponential(float *y, const float *x, size_t n)
 {
     for (size_t i = 0; i < n; i += LANES)
-        store_part(y + i, vf_exp(load_part(x + i, n - i)), n - i);
+        vf_store_part(y + i, vf_exp(vf_load_part(x + i, n - i)), n - i);
 }
 
 KERNEL void silu_mul(float *y, const float *gate, const float *up, size_t n, bool round)
 {
     for (size_t i = 0; i < n; i += LANES) {
-        vf g = load_part(gate + i, n - i), one = vf_set(1.0f);
+        vf g = vf_load_part(gate + i, n - i), one = vf_set(1.0f);
         vf act = vf_div(g, vf_add(one, vf_exp(vf_sub(vf_zero(), g))));
-        store_part(y + i, round_if(round, vf_mul(round_if(round, act), load_part(up + i, n - i))), n - i);
+        vf_store_part(y + i, round_if(round, vf_mul(round_if(round, act), vf_load_part(up + i, n - i))), n - i);
     }
 }
 
 KERNEL void add(float *x, const float *y, size_t n, bool round)
 {
     for (size_t i = 0; i < n; i += LANES)
-        store_part(x + i, round_if(round, vf_add(load_part(x + i, n - i), load_part(y + i, n - i))), n - i);
+        vf_store_part(x + i, round_if(round, vf_add(vf_load_part(x + i, n - i), vf_load_part(y + i, n - i))), n - i);
 }
 
 KERNEL void scale(float *x, float factor, size_t n, bool round)
 {
     for (size_t i = 0; i < n; i += LANES)
-        store_part(x + i, round_if(round, vf_mul(load_part(x + i, n - i), vf_set(factor))), n - i);
+        vf_store_part(x + i, round_if(round, vf_mul(vf_load_part(x + i, n - i), vf_set(factor))), n - i);
 }
 
 KERNEL void rope(float *x, const float *cos_sin, int dim, bool round)
 {
     for (int i = 0; i < dim; i += LANES) {
         const size_t here = (size_t)(dim - i);
-        store_part(x + i, round_if(round, vf_rotate(load_part(x + i, here), load_part(cos_sin + i, here))), here);
+        vf_store_part(x + i, round_if(round, vf_rotate(vf_load_part(x + i, here), vf_load_part(cos_sin + i, here))), here);
     }
 }
 
@@ -351,7 +358,7 @@ VEC void widen_as(enum dtype format, float *y, const char *row, size_t n, bool s
     for (size_t i = 0; i < n; i += LANES) {
         const char *at = row + i * element_size(format);
         vf          v = n - i < LANES ? load_tail(format, at, n - i) : load_wide(format, at);
-        store_part(y + i, sum ? vf_add(load_part(y + i, n - i), v) : v, n - i);
+        vf_store_part(y + i, sum ? vf_add(vf_load_part(y + i, n - i), v) : v, n - i);
     }
 }
 
@@ -369,7 +376,7 @@ KERNEL void narrow_bf16(uint16_t *y, const float *x, size_t n)
 {
     for (size_t i = 0; i < n; i += LANES) {
         uint16_t buffer[LANES];
-        vf_store_bf16(buffer, load_part(x + i, n - i));
+        vf_store_bf16(buffer, vf_load_part(x + i, n - i));
         memcpy(y + i, buffer, (n - i < LANES ? n - i : LANES) * sizeof *y);
     }
 }
@@ -378,12 +385,12 @@ KERNEL float narrow_i8(int8_t *y, const float *x, size_t n)
 {
     vf top = vf_zero();
     for (size_t i = 0; i < n; i += LANES)
-        top = vf_max(top, vf_abs(load_part(x + i, n - i)));
+        top = vf_max(top, vf_abs(vf_load_part(x + i, n - i)));
     float step = vf_top(top) / 127.0f;
     vf    divisor = vf_set(step > 0 ? step : 1.0f);
     for (size_t i = 0; i < n; i += LANES) {
         int8_t buffer[LANES];
-        vf_store_i8(buffer, vf_div(load_part(x + i, n - i), divisor));
+        vf_store_i8(buffer, vf_div(vf_load_part(x + i, n - i), divisor));
         memcpy(y + i, buffer, n - i < LANES ? n - i : LANES);
     }
     return step;
@@ -406,31 +413,31 @@ KERNEL float softmax(float *s, int n, const struct softmax_args *args)
     vf         top = vf_set(-INFINITY), sum = vf_zero();
     for (int i = 0; i < n; i += LANES) {
         const size_t here = (size_t)(n - i);
-        vf           v = load_part(s + i, here);
+        vf           v = vf_load_part(s + i, here);
         if (args->k_scale)
-            v = vf_mul(v, load_part(args->k_scale + i, here));
+            v = vf_mul(v, vf_load_part(args->k_scale + i, here));
         v = round_if(fast, vf_mul(round_if(fast, v), vf_set(args->scale)));
-        store_part(s + i, v, here);
+        vf_store_part(s + i, v, here);
         top = vf_max(top, here < LANES ? fill_tail(v, here, -INFINITY) : v);
     }
     const vf highest = vf_set(vf_top(top));
     for (int i = 0; i < n; i += LANES) {
         const size_t here = (size_t)(n - i);
-        vf           e = vf_exp(vf_sub(load_part(s + i, here), highest));
+        vf           e = vf_exp(vf_sub(vf_load_part(s + i, here), highest));
         sum = vf_add(sum, here < LANES ? fill_tail(e, here, 0) : e);
         if (!fast && args->v_scale)
-            e = vf_mul(e, load_part(args->v_scale + i, here));
-        store_part(s + i, e, here);
+            e = vf_mul(e, vf_load_part(args->v_scale + i, here));
+        vf_store_part(s + i, e, here);
     }
     const float total = vf_sum(sum);
     if (!fast)
         return total;
     for (int i = 0; i < n; i += LANES) {
         const size_t here = (size_t)(n - i);
-        vf           p = vf_round(vf_div(load_part(s + i, here), vf_set(total)));
+        vf           p = vf_round(vf_div(vf_load_part(s + i, here), vf_set(total)));
         if (args->v_scale)
-            p = vf_mul(p, load_part(args->v_scale + i, here));
-        store_part(s + i, p, here);
+            p = vf_mul(p, vf_load_part(args->v_scale + i, here));
+        vf_store_part(s + i, p, here);
     }
     return 1.0f;
 }
@@ -457,16 +464,19 @@ VEC void weigh_part(enum dtype format, int V, int G, float *y, size_t ldy, const
     }
     UNROLL
     for (int i = 0; i < G * V; i++)
-        store_part(y + (size_t)(i / V) * ldy + d + i % V * LANES,
+        vf_store_part(y + (size_t)(i / V) * ldy + d + i % V * LANES,
                    round_if(round, vf_div(acc[i], vf_set(total[i / V]))), here);
 }
 
 VEC void weigh_heads(enum dtype format, int G, float *y, size_t ldy, const float *p, size_t ldp, const float *total,
                      const char *v, int n, int head_dim, bool round)
 {
+    enum { HALF = WEIGH_VECS > 1 ? WEIGH_VECS / 2 : 1 }; /* heads of 64 after heads of 128 */
     int d = 0;
     for (; d + WEIGH_VECS * LANES <= head_dim; d += WEIGH_VECS * LANES)
         weigh_part(format, WEIGH_VECS, G, y, ldy, p, ldp, total, v, n, head_dim, d, round);
+    for (; d + HALF * LANES <= head_dim; d += HALF * LANES)
+        weigh_part(format, HALF, G, y, ldy, p, ldp, total, v, n, head_dim, d, round);
     for (; d < head_dim; d += LANES)
         weigh_part(format, 1, G, y, ldy, p, ldp, total, v, n, head_dim, d, round);
 }

@@ -18,19 +18,26 @@
 
 enum { CACHE_LINE = 64, CHECK_CLOCK_EVERY = 32 };
 
+/* A worker's part of a run belongs to whoever moves `claim` from the run before to this one: the worker when it arrives,
+ * or the caller when it has done its own part and the worker still sleeps or has lost its core. So a busy machine costs
+ * a team its speed-up, not its progress. */
 struct worker {
-    alignas(CACHE_LINE) _Atomic uint32_t done; /* generation that this worker has finished */
+    alignas(CACHE_LINE) _Atomic uint32_t claim; /* the last generation whose part was taken    */
+    _Atomic uint32_t done;                      /* the last generation this worker has finished */
     struct cpu_team *team;
     pthread_t        thread;
     int              index;
 };
 
+/* A line for each direction of news: what the caller writes at every run, what a worker writes when it falls asleep, what
+ * the caller writes when it does. A hand-over there and back is then two transfers of a line and takes 0.10 µs; with the
+ * sleepers' count beside the generation it took 0.50 µs (two Zen 5 cores; a bare ping-pong takes 0.09–0.12 µs). */
 struct cpu_team {
-    alignas(CACHE_LINE) _Atomic uint32_t generation; /* counts runs; a change starts one */
-    atomic_int sleepers;                             /* workers in, or on their way into, the kernel */
-    cpu_task   task;                                 /* written before generation, read after */
-    void      *ctx;
-    bool       stop;
+    alignas(CACHE_LINE) _Atomic uint32_t generation; /* counts runs; a change starts one      */
+    cpu_task task;                                   /* written before generation, read after */
+    void    *ctx;
+    bool     stop;
+    alignas(CACHE_LINE) atomic_int sleepers; /* workers in, or on their way into, the kernel */
     alignas(CACHE_LINE) atomic_bool caller_sleeps;
     int            n_threads, n_started;
     int64_t        spin_ns;
@@ -101,6 +108,14 @@ static void wait_for_worker(struct cpu_team *team, struct worker *w, uint32_t ge
     atomic_store(&team->caller_sleeps, false);
 }
 
+/* True for exactly one of the worker and the caller. While a claimed part is not done the run cannot end, so its task
+ * stays what it is. */
+static bool claim(struct worker *w, uint32_t generation)
+{
+    uint32_t before = generation - 1;
+    return atomic_compare_exchange_strong(&w->claim, &before, generation);
+}
+
 static void pin_to(pthread_t thread, int index)
 {
     const struct cpu_topology *t = cpu_topology_get();
@@ -121,7 +136,9 @@ static void *worker_main(void *arg)
     struct cpu_team *team = w->team;
     for (uint32_t seen = 0;;) {
         wait_for_run(team, seen);
-        seen++;
+        seen = atomic_load(&team->generation);
+        if (!claim(w, seen))
+            continue;
         if (team->stop)
             return NULL;
         team->task(team->ctx, w->index, team->n_threads);
@@ -133,7 +150,7 @@ static void *worker_main(void *arg)
 
 static void start_run(struct cpu_team *team)
 {
-    atomic_fetch_add(&team->generation, 1);
+    atomic_store(&team->generation, atomic_load_explicit(&team->generation, memory_order_relaxed) + 1);
     if (atomic_load(&team->sleepers) > 0)
         futex_wake(&team->generation);
 }
@@ -220,8 +237,15 @@ void cpu_team_run(struct cpu_team *team, cpu_task task, void *ctx)
     start_run(team);
     task(ctx, 0, team->n_threads);
     uint32_t generation = atomic_load_explicit(&team->generation, memory_order_relaxed);
-    for (int i = 0; i < team->n_started; i++)
-        wait_for_worker(team, &team->workers[i], generation);
+    for (int i = 0; i < team->n_started; i++) {
+        struct worker *w = &team->workers[i];
+        if (atomic_load_explicit(&w->done, memory_order_acquire) == generation)
+            continue;
+        if (claim(w, generation))
+            task(ctx, w->index, team->n_threads);
+        else
+            wait_for_worker(team, w, generation);
+    }
 }
 
 void cpu_team_part(int n, int unit, int thread, int n_threads, int *from, int *to)

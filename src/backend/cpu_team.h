@@ -16,7 +16,7 @@ enum { CPU_TEAM_SPIN_NS = 200 * 1000 };
 
 struct cpu_team;
 
-/* Work of one thread, 0 ≤ thread < n_threads; must not run the team again. */
+/* One part of the work, 0 ≤ thread < n_threads; must not run the team again. */
 typedef void (*cpu_task)(void *ctx, int thread, int n_threads);
 
 /* n_threads 0 = one for each allowed physical core, within the control group's quota. pin: thread i stays on the i-th
@@ -27,7 +27,8 @@ void     cpu_team_close(struct cpu_team *team); /* NULL is accepted */
 
 int cpu_team_size(const struct cpu_team *team);
 
-/* Run task on every thread, the caller included; returns when all have finished. What they wrote is visible then. */
+/* Run every part of task, 0 ≤ thread < size, each once and by one thread: the caller takes its own and those whose thread
+ * did not arrive in time. Returns when all are finished; what they wrote is visible then. */
 void cpu_team_run(struct cpu_team *team, cpu_task task, void *ctx);
 
 /* The part of n items that a thread works on: [*from, *to), contiguous, multiples of `unit` except at the end. */

@@ -8,6 +8,7 @@
 #include "backend/cpu_team.h"
 #include "backend/cpu_topology.h"
 
+#include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -61,25 +62,56 @@ static void a_team_wakes_from_any_depth_of_sleep(void **state)
     cpu_team_close(team);
 }
 
-/* The second thread works longer than the caller spins. */
+struct meeting {
+    atomic_int arrived, done;
+};
+
+/* The caller's part ends only when the worker has begun its own, which takes longer than the caller spins. */
 static void slow_second(void *ctx, int thread, int n_threads)
 {
-    if (thread == 1) {
-        usleep(3 * CPU_TEAM_SPIN_NS / 1000);
-        *(int *)ctx += 1;
+    struct meeting *m = ctx;
+    if (thread == 0) {
+        for (int before = atomic_load(&m->done); atomic_load(&m->arrived) == before;)
+            sched_yield();
+        return;
     }
+    atomic_fetch_add(&m->arrived, 1);
+    usleep(3 * CPU_TEAM_SPIN_NS / 1000);
+    atomic_fetch_add(&m->done, 1);
 }
 
 static void the_caller_sleeps_until_the_last_thread_is_done(void **state)
 {
     struct cpu_team *team;
-    int              done = 0;
+    struct meeting   m = {0, 0};
     assert_int_equal(cpu_team_open(2, false, &team), ST_OK);
     for (int run = 1; run <= 50; run++) {
-        cpu_team_run(team, slow_second, &done);
-        assert_int_equal(done, run);
+        cpu_team_run(team, slow_second, &m);
+        assert_int_equal(atomic_load(&m.done), run);
     }
     cpu_team_close(team);
+}
+
+/* Every part notes the thread that ran it; workers are kept from their cores by a crowd of them on one. */
+static void note_thread(void *ctx, int thread, int n_threads)
+{
+    ((pthread_t *)ctx)[thread] = pthread_self();
+}
+
+static void parts_of_threads_that_come_late_are_done_by_the_caller(void **state)
+{
+    struct cpu_team *team;
+    pthread_t        by[MAX_THREADS];
+    int              taken = 0;
+    assert_int_equal(cpu_team_open(MAX_THREADS, false, &team), ST_OK);
+    for (int run = 0; run < 500; run++) {
+        cpu_team_run(team, note_thread, by);
+        assert_true(pthread_equal(by[0], pthread_self()));
+        for (int i = 1; i < MAX_THREADS; i++)
+            taken += pthread_equal(by[i], pthread_self()) != 0;
+    }
+    cpu_team_close(team);
+    assert_true(taken > 0 || cpu_topology_get()->n_allowed >= MAX_THREADS);
 }
 
 static void note_cpu(void *ctx, int thread, int n_threads)
@@ -163,6 +195,7 @@ int main(void)
         cmocka_unit_test(every_thread_runs_each_task_once_and_its_writes_are_seen),
         cmocka_unit_test(a_team_wakes_from_any_depth_of_sleep),
         cmocka_unit_test(the_caller_sleeps_until_the_last_thread_is_done),
+        cmocka_unit_test(parts_of_threads_that_come_late_are_done_by_the_caller),
         cmocka_unit_test(pinned_threads_stay_on_one_core_and_the_caller_gets_its_mask_back),
         cmocka_unit_test(parts_cover_all_items_once_in_whole_units),
         cmocka_unit_test(impossible_team_sizes_are_refused),
