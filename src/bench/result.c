@@ -38,6 +38,8 @@ void result_free(struct result *r)
     free(r->step_ms);
     free(r->trace);
     free(r->quality);
+    free(r->quality_texts);
+    free(r->quality_linears);
     free(r->log);
     result_init(r);
 }

@@ -55,10 +55,25 @@ struct fact {
     char *key, *value;
 };
 
-/* Quality figures; present only when measured. */
+/* Quality figures; present only when measured (bench/quality.h has the definitions). NaN where n does not carry one. */
 struct quality_row {
-    int    codebook; /* 0 = semantic */
+    int    codebook;                       /* 0 = semantic, QUALITY_ALL = every codebook counted alike   */
+    int    n;                              /* positions compared                                        */
     double kl_mean, kl_p99, kl_max, top1, rms_dp, nll, nll_ref;
+    double kl_low, kl_high;                /* 95 % interval of kl_mean                                  */
+    double nll_low, nll_high;              /* 95 % interval of nll − nll_ref                            */
+};
+enum { QUALITY_ALL = -1 };
+/* One row a text: where decoding freely under the same noise first differs from the reference. */
+struct quality_text {
+    int text, frames;
+    int diverged; /* first frame that differs, −1 = none of `frames` */
+};
+/* One row a linear layer that is stored differently in the two precisions. */
+struct quality_linear {
+    char   name[64];
+    int    products;                       /* outputs compared: vectors                                 */
+    double weight_sqnr_db, output_sqnr_db; /* signal to quantization noise                              */
 };
 
 struct result {
@@ -79,6 +94,8 @@ struct result {
     double           nucleus;                        /* mean entries in the slow nucleus, NaN = not counted */
     char             engine[16];                     /* what really ran                             */
     struct quality_row *quality;   size_t n_quality;
+    struct quality_text *quality_texts;     size_t n_quality_texts;
+    struct quality_linear *quality_linears; size_t n_quality_linears;
     char            *log;                            /* stderr tail of the worker                   */
     char             host[64];
     int              rank, attempt;

@@ -225,6 +225,21 @@ static status_t take_status(struct result *to, const struct result *part, int in
     return set_failure(to, part->status, "process %d of %d: %s", index + 1, n, part->reason ? part->reason : "");
 }
 
+/* Only the first process measures quality, which does not vary from process to process. */
+static void take_quality(struct result *to, struct result *part)
+{
+    to->quality = part->quality;
+    to->n_quality = part->n_quality;
+    to->quality_texts = part->quality_texts;
+    to->n_quality_texts = part->n_quality_texts;
+    to->quality_linears = part->quality_linears;
+    to->n_quality_linears = part->n_quality_linears;
+    part->quality = NULL;
+    part->quality_texts = NULL;
+    part->quality_linears = NULL;
+    part->n_quality = part->n_quality_texts = part->n_quality_linears = 0;
+}
+
 static status_t join(struct result *parts, int n, struct result *out)
 {
     struct mean load = {0}, warmup = {0}, first = {0}, nucleus = {0};
@@ -257,6 +272,8 @@ static status_t join(struct result *parts, int n, struct result *out)
         out->process_peak = highest(out->process_peak, p->process_peak);
         out->device_ready = highest(out->device_ready, p->device_ready);
         out->device_peak = highest(out->device_peak, p->device_peak);
+        if (!out->n_quality)
+            take_quality(out, p);
         mean_add(&load, p->load_s);
         mean_add(&warmup, p->warmup_s);
         mean_add(&first, p->first_frame_s);

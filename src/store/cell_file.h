@@ -9,7 +9,7 @@
 #include "bench/result.h"
 
 #define SCHEMA_NAME    "qsweep-cell"
-#define SCHEMA_VERSION "1.0.0"
+#define SCHEMA_VERSION "1.1.0"
 
 /* <output>/cells/ab/cell-<id>.h5; the folder is made by cell_file_write. */
 void cell_file_path(const char *output, const char *id, char *path, size_t size);

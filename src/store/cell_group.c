@@ -79,14 +79,32 @@ static const struct column trace_columns[] = {
     COLUMN(trace_point, throttle, "throttle", M_U64, "1", "NVML clock event reasons"),
 };
 static const struct column quality_columns[] = {
-    COLUMN(quality_row, codebook, "codebook", M_INT, "1", "0 is the semantic token, c the residual codebook c"),
-    COLUMN(quality_row, kl_mean, "kl_mean", M_F64, "1", "mean KL divergence from the reference cell, nat"),
+    COLUMN(quality_row, codebook, "codebook", M_INT, "1", "0 is the semantic token, c the residual codebook c, -1 all alike"),
+    COLUMN(quality_row, n, "n", M_INT, "1", "positions compared"),
+    COLUMN(quality_row, kl_mean, "kl_mean", M_F64, "1", "mean KL divergence from the reference precision, nat"),
     COLUMN(quality_row, kl_p99, "kl_p99", M_F64, "1", "99th percentile of the KL divergence, nat"),
     COLUMN(quality_row, kl_max, "kl_max", M_F64, "1", "largest KL divergence, nat"),
     COLUMN(quality_row, top1, "top1", M_F64, "1", "share of positions with the reference's most likely token"),
     COLUMN(quality_row, rms_dp, "rms_dp", M_F64, "1", "RMS change of the probability of the reference's token"),
     COLUMN(quality_row, nll, "nll", M_F64, "1", "negative log likelihood, nat per token"),
-    COLUMN(quality_row, nll_ref, "nll_ref", M_F64, "1", "the same of the reference cell"),
+    COLUMN(quality_row, nll_ref, "nll_ref", M_F64, "1", "the same of the reference precision"),
+    COLUMN(quality_row, kl_low, "kl_low", M_F64, "1", "lower end of the 95 % interval of kl_mean, nat"),
+    COLUMN(quality_row, kl_high, "kl_high", M_F64, "1", "upper end of the 95 % interval of kl_mean, nat"),
+    COLUMN(quality_row, nll_low, "nll_low", M_F64, "1", "lower end of the 95 % interval of nll - nll_ref, nat"),
+    COLUMN(quality_row, nll_high, "nll_high", M_F64, "1", "upper end of the 95 % interval of nll - nll_ref, nat"),
+};
+static const struct column quality_text_columns[] = {
+    COLUMN(quality_text, text, "text", M_INT, "1", "index of the text"),
+    COLUMN(quality_text, frames, "frames", M_INT, "1", "frames decoded by the reference precision"),
+    COLUMN(quality_text, diverged, "diverged", M_INT, "1",
+           "first frame that differs when decoding freely under the same noise, -1 when none does"),
+};
+static const struct column quality_linear_columns[] = {
+    COLUMN(quality_linear, products, "products", M_INT, "1", "output vectors compared"),
+    COLUMN(quality_linear, weight_sqnr_db, "weight_sqnr_db", M_F64, "1",
+           "ratio of weights to their quantization error, dB, NaN when there is none"),
+    COLUMN(quality_linear, output_sqnr_db, "output_sqnr_db", M_F64, "1",
+           "ratio of outputs to their difference for the same inputs, dB, NaN when there is none"),
 };
 #define ROWS(group, type, columns)                                                                                     \
     {                                                                                                                  \
@@ -95,6 +113,8 @@ static const struct column quality_columns[] = {
 static const struct row_kind sample_rows = ROWS("samples", sample, sample_columns);
 static const struct row_kind trace_rows = ROWS("trace", trace_point, trace_columns);
 static const struct row_kind quality_rows = ROWS("quality", quality_row, quality_columns);
+static const struct row_kind quality_text_rows = ROWS("quality_texts", quality_text, quality_text_columns);
+static const struct row_kind quality_linear_rows = ROWS("quality_linears", quality_linear, quality_linear_columns);
 
 static enum h5_kind file_kind(enum member m)
 {
@@ -557,6 +577,58 @@ out:
     return st;
 }
 
+/* Linear layers have names, which are no numbers: a column of texts beside the others. */
+static status_t write_quality(hid_t cell, const struct result *r)
+{
+    status_t     st = ST_OK;
+    hid_t        group = H5I_INVALID_HID;
+    const char **names = NULL;
+    TRY(write_rows(cell, &quality_rows, r->quality, r->n_quality));
+    TRY(write_rows(cell, &quality_text_rows, r->quality_texts, r->n_quality_texts));
+    if (r->n_quality_linears == 0)
+        return ST_OK;
+    TRY(write_rows(cell, &quality_linear_rows, r->quality_linears, r->n_quality_linears));
+    if (!(names = malloc(r->n_quality_linears * sizeof *names)))
+        return FAIL(ST_ENOMEM, "%s: no memory for %zu names", h5_label(), r->n_quality_linears);
+    for (size_t i = 0; i < r->n_quality_linears; i++)
+        names[i] = r->quality_linears[i].name;
+    TRY_OUT(h5_find_group(cell, "quality_linears", &group));
+    st = h5_put_names(group, "name", names, r->n_quality_linears, "linear layer, as the checkpoint names its weight");
+out:
+    h5_close(group);
+    free(names);
+    return st;
+}
+
+static status_t read_linear_names(hid_t cell, struct result *r)
+{
+    status_t st = ST_OK;
+    hid_t    group = H5I_INVALID_HID;
+    char    *block = NULL;
+    size_t   n = 0, width = 0;
+    TRY(h5_find_group(cell, "quality_linears", &group));
+    TRY_OUT(h5_get_names(group, "name", r->n_quality_linears, &block, &n, &width));
+    if (n != r->n_quality_linears)
+        st = FAIL(ST_EINPUT, "%s: quality_linears: %zu names for %zu rows", h5_label(), n, r->n_quality_linears);
+    for (size_t i = 0; i < n && st == ST_OK; i++)
+        snprintf(r->quality_linears[i].name, sizeof r->quality_linears[i].name, "%s", block + i * width);
+out:
+    free(block);
+    h5_close(group);
+    return st;
+}
+
+static status_t read_quality_details(hid_t cell, struct result *r)
+{
+    void *rows = NULL;
+    TRY(read_rows(cell, &quality_text_rows, NULL, &rows, &r->n_quality_texts));
+    r->quality_texts = rows;
+    rows = NULL;
+    TRY(read_rows(cell, &quality_linear_rows, NULL, &rows, &r->n_quality_linears));
+    r->quality_linears = rows;
+    return r->n_quality_linears ? read_linear_names(cell, r) : ST_OK;
+}
+
 static status_t write_log(hid_t cell, const struct result *r)
 {
     hid_t group = H5I_INVALID_HID;
@@ -704,7 +776,7 @@ status_t cell_group_write(hid_t group, const struct result *r)
     TRY(write_rows(group, &sample_rows, r->samples, r->n_samples));
     TRY(write_frames(group, r));
     TRY(write_rows(group, &trace_rows, r->trace, r->n_trace));
-    TRY(write_rows(group, &quality_rows, r->quality, r->n_quality));
+    TRY(write_quality(group, r));
     return write_log(group, r);
 }
 
@@ -765,6 +837,7 @@ static status_t read_parts(hid_t group, unsigned parts, struct result *r)
         rows = NULL;
         TRY(read_rows(group, &quality_rows, NULL, &rows, &r->n_quality));
         r->quality = rows;
+        TRY(read_quality_details(group, r));
     }
     return parts & CELL_LOG ? read_log(group, r) : ST_OK;
 }

@@ -151,7 +151,7 @@ status_t cell_check(const struct cell *c, const char *label)
 
 /* ---- identity ---------------------------------------------------------------------------------------------------- */
 
-enum { CANONICAL_MAX = 2048 }; /* 27 lines, each a key below 24 bytes and a value below FIELD_TEXT_MAX */
+enum { CANONICAL_MAX = 4096 }; /* 33 lines, each a key below 24 bytes and a value below FIELD_TEXT_MAX */
 
 struct line_buffer {
     char   text[CANONICAL_MAX];

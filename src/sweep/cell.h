@@ -37,6 +37,8 @@ struct workload {
     int              max_new_tokens; /* frames                                               */
     bool             control_tokens; /* literal special tokens in texts are control ids      */
     struct stop_rule stop;
+    bool             quality;        /* compare with the reference precision afterwards      */
+    int              quality_frames, quality_texts; /* how much of it; 0 = QUALITY_FRAMES, all */
 };
 
 enum cell_status {

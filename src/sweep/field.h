@@ -28,7 +28,7 @@ union field_value {
     double  f;
 };
 
-enum { FIELD_COUNT = 25, FIELD_TEXT_MAX = 64 };
+enum { FIELD_COUNT = 28, FIELD_TEXT_MAX = 64 };
 extern const struct field cell_fields[FIELD_COUNT]; /* sorted by name */
 
 int  field_find(const char *name); /* index or -1 */

@@ -112,14 +112,26 @@ static inline status_t random_result(uint64_t *state, int n_samples, struct resu
     r->first_frame_s = random_maybe(state), r->step_bytes = random_real(state, 1e6, 1e9), r->nucleus = random_maybe(state);
     size_t quality = (size_t)random_below(state, 10);
     if (quality) {
-        r->quality = calloc(result_room(quality), sizeof *r->quality);
-        if (!r->quality)
+        r->quality         = calloc(result_room(quality), sizeof *r->quality);
+        r->quality_texts   = calloc(result_room(quality), sizeof *r->quality_texts);
+        r->quality_linears = calloc(result_room(quality), sizeof *r->quality_linears);
+        if (!r->quality || !r->quality_texts || !r->quality_linears)
             return ST_ENOMEM;
     }
-    for (size_t i = 0; i < quality; i++)
-        r->quality[i] = (struct quality_row){(int)i, random_real(state, 0, 1), random_maybe(state), random_maybe(state),
-                                             random_real(state, 0, 1), random_maybe(state), random_maybe(state), random_maybe(state)};
-    r->n_quality = quality;
+    for (size_t i = 0; i < quality; i++) {
+        r->quality[i] = (struct quality_row){
+            .codebook = (int)i - 1, .n = (int)random_below(state, 9999), .kl_mean = random_real(state, 0, 1),
+            .kl_p99 = random_maybe(state), .kl_max = random_maybe(state), .top1 = random_real(state, 0, 1),
+            .rms_dp = random_maybe(state), .nll = random_maybe(state), .nll_ref = random_maybe(state),
+            .kl_low = random_maybe(state), .kl_high = random_maybe(state), .nll_low = random_maybe(state),
+            .nll_high = random_maybe(state)};
+        r->quality_texts[i] = (struct quality_text){(int)i, (int)random_below(state, 99), (int)random_below(state, 99) - 1};
+        r->quality_linears[i] = (struct quality_linear){.products = (int)random_below(state, 99),
+                                                        .weight_sqnr_db = random_real(state, 0, 60),
+                                                        .output_sqnr_db = random_maybe(state)};
+        snprintf(r->quality_linears[i].name, sizeof r->quality_linears[i].name, "layers.%zu.attention.wqkv", i);
+    }
+    r->n_quality = r->n_quality_texts = r->n_quality_linears = quality;
     return result_set_log(r, random_below(state, 2) ? "warning: something\nsecond line é\n" : "");
 }
 
@@ -155,7 +167,8 @@ static inline int same_trace(const struct trace_point *a, const struct trace_poi
 static inline int same_quality(const struct quality_row *a, const struct quality_row *b, char *why, size_t size)
 {
     SAME(codebook); SAME_REAL(kl_mean); SAME_REAL(kl_p99); SAME_REAL(kl_max); SAME_REAL(top1); SAME_REAL(rms_dp);
-    SAME_REAL(nll); SAME_REAL(nll_ref);
+    SAME_REAL(nll); SAME_REAL(nll_ref); SAME(n); SAME_REAL(kl_low); SAME_REAL(kl_high); SAME_REAL(nll_low);
+    SAME_REAL(nll_high);
     return 1;
 }
 
@@ -169,7 +182,7 @@ static inline int same_result(const struct result *a, const struct result *b, ch
     if (cells_differ)
         return DIFFERS(cell);
     SAME(status); SAME_TEXT(reason); SAME(exit_code); SAME(signal); SAME(n_samples); SAME(n_steps); SAME(n_trace);
-    SAME(n_facts); SAME(n_quality); SAME_TEXT(log); SAME_TEXT(host); SAME_TEXT(engine); SAME(rank); SAME(attempt);
+    SAME(n_facts); SAME(n_quality); SAME(n_quality_texts); SAME(n_quality_linears); SAME_TEXT(log); SAME_TEXT(host); SAME_TEXT(engine); SAME(rank); SAME(attempt);
     SAME(started_ns); SAME(baseline_bytes); SAME(peak_bytes); SAME(process_ready); SAME(process_peak); SAME(device_ready);
     SAME(device_peak); SAME_REAL(load_s); SAME_REAL(warmup_s); SAME_REAL(total_s); SAME_REAL(first_frame_s);
     SAME_REAL(step_bytes); SAME_REAL(nucleus);
@@ -190,6 +203,13 @@ static inline int same_result(const struct result *a, const struct result *b, ch
     for (size_t i = 0; i < a->n_quality; i++)
         if (!same_quality(&a->quality[i], &b->quality[i], why, size))
             return 0;
+    for (size_t i = 0; i < a->n_quality_texts; i++) {
+        SAME(quality_texts[i].text); SAME(quality_texts[i].frames); SAME(quality_texts[i].diverged);
+    }
+    for (size_t i = 0; i < a->n_quality_linears; i++) {
+        SAME_TEXT(quality_linears[i].name); SAME(quality_linears[i].products);
+        SAME_REAL(quality_linears[i].weight_sqnr_db); SAME_REAL(quality_linears[i].output_sqnr_db);
+    }
     return 1;
 }
 #undef SAME

@@ -230,7 +230,9 @@ static void another_major_version_is_refused_by_its_number(void **state)
     bytes[strlen("qsweep-cell ")] = '9';
     spit(path, bytes, size);
     assert_int_equal(cell_file_read(path, &read), ST_EINPUT);
-    assert_non_null(strstr(status_last(), "schema version 9.0.0, this qsweep reads 1.x"));
+    char want[80];
+    snprintf(want, sizeof want, "schema version 9%s, this qsweep reads 1.x", &SCHEMA_VERSION[1]);
+    assert_non_null(strstr(status_last(), want));
     free(bytes);
 }
 
