@@ -139,6 +139,7 @@ static void stdin_is_empty_and_signals_are_default_and_the_group_is_its_own(void
     unsigned long long ignored = 1;
     int                group = 0, pid = 1;
     assert_int_equal(sscanf(r.log, "SigIgn: %llx %d %d", &ignored, &group, &pid), 3);
+    ignored &= ~0x180000000ull; /* 32 and 33 are the C library's own: no program can reset what it inherited there */
     assert_int_equal(ignored, 0);
     assert_int_equal(group, pid);
     spawn_result_free(&r);
