@@ -112,7 +112,9 @@ test: ## the whole test suite; installs what is missing
 	@$(MAKE) --no-print-directory -j2 all test-programs
 	@tests/run $(BUILD) $(UNIT_BIN) $(FLOW)
 
-test-programs: $(UNIT_BIN)
+# Programs that flow tests call.
+FLOW_BIN := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/flow/*.c))
+test-programs: $(UNIT_BIN) $(FLOW_BIN)
 
 # GPU tests and benchmarks are plain programs under tests/gpu; the scripts there say what runs and skip without a GPU.
 GPU_BIN := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/gpu/test_*.c tests/gpu/bench_*.c))

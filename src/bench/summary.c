@@ -40,7 +40,7 @@ static const struct summary_column figure_columns[] = {
     TEXT(engine_used, "engine that really ran"),
     INT(prequantized, "1",
         "1 when the weights were read already quantized, 0 when they were quantized at load or not at all"),
-    INT(attempt, "1", "attempts before this one"),
+    INT(attempt, "1", "which attempt this is, from 1; 0 = never tried"),
     INT(started_ns, "ns", "start of the worker, wall clock since 1970-01-01 UTC"),
     INT(n_samples, "1", "samples measured, those without audio left out"),
     INT(errors, "1", "samples without audio, and planned samples that a failed cell did not deliver"),
@@ -144,7 +144,7 @@ void summary_value_text(const struct summary_row *row, const struct summary_colu
     case SUMMARY_REAL:
         memcpy(&real, at, sizeof real);
         if (isfinite(real))
-            snprintf(out, size, "%.17g", real);
+            snprintf(out, size, "%.15g", real);
         else
             out[0] = '\0';
         break;

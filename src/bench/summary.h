@@ -47,7 +47,7 @@ long                  summary_column_find(const char *name); /* or -1 */
 /* Value of an axis by its name ("batch"); names that are no axis are our own bug. */
 union field_value summary_axis(const struct summary_row *row, const char *name);
 
-/* Text of a value as CSV has it: numbers with 17 significant digits at most, "" for NaN. out: at least 260 bytes. */
+/* Text of a value as CSV has it: numbers with at most 15 significant digits, "" for NaN. out: at least 260 bytes. */
 void summary_value_text(const struct summary_row *row, const struct summary_column *c, char *out, size_t size);
 
 /* Order for people: by axes (device, precision, KV format, batch, context, …), then id. Both orders are for qsort. */

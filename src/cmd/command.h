@@ -24,6 +24,9 @@ struct command {
     X(codec) \
     X(generate) \
     X(run) \
+    X(merge) \
+    X(show) \
+    X(export) \
     X(devices) \
     X(bench) \
     X(cell)

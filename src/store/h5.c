@@ -564,20 +564,22 @@ out:
     return st;
 }
 
+void utf8_clean_in_place(char *text)
+{
+    for (size_t left = strlen(text), n; left; text += n, left -= n) {
+        n = utf8_length(text, left);
+        if (n == 0)
+            *text = '?';
+        else if (n == 1 && (unsigned char)*text < 0x20 && *text != '\t' && *text != '\n')
+            *text = ' ';
+        n += n == 0;
+    }
+}
+
 char *utf8_clean(const char *text)
 {
     char *clean = strdup(text ? text : "");
-    if (!clean)
-        return NULL;
-    size_t size = strlen(clean);
-    for (size_t left = size, n; left; left -= n) {
-        char *at = clean + size - left;
-        n = utf8_length(at, left);
-        if (n == 0)
-            *at = '?';
-        else if (n == 1 && (unsigned char)*at < 0x20 && *at != '\t' && *at != '\n')
-            *at = ' ';
-        n += n == 0;
-    }
+    if (clean)
+        utf8_clean_in_place(clean);
     return clean;
 }

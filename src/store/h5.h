@@ -79,5 +79,6 @@ status_t h5_get_names(hid_t group, const char *name, size_t max_rows, char **blo
 /* A copy of text in which bytes that are not UTF-8 became '?' and control characters but tab and newline became ' ';
  * malloc'ed, NULL without memory. HDF5 marks texts as UTF-8, and readers refuse what is not. */
 char *utf8_clean(const char *text);
+void  utf8_clean_in_place(char *text);
 
 #endif

@@ -3,8 +3,10 @@
 #include "store/cell_group.h"
 #include "store/merge_items.h"
 #include "store/row_spool.h"
+#include "store/seal.h"
 
 #include "base/clock.h"
+#include "base/file.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -396,28 +398,26 @@ static status_t sum_inputs(struct merge *m)
     return ST_OK;
 }
 
-/* Is there an output of ours that can be extended? Something that is not a sweep is refused rather than overwritten. */
+/* Is there an output of ours that can be extended? Something that is not a sweep is refused rather than overwritten;
+ * one that was damaged since, or is of another version, is built anew. */
 static status_t look_at_output(struct merge *m, hid_t *old)
 {
     const char *path = m->request->output;
-    char        signature[8] = "";
-    bool        newer;
+    bool        newer, found = false;
     uint64_t    sum = 0;
     *old = H5I_INVALID_HID;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0)
-        return errno == ENOENT ? ST_OK : FAIL(ST_EIO, "%s: %s", path, strerror(errno));
-    ssize_t n = read(fd, signature, sizeof signature);
-    close(fd);
-    if (n != 8 || memcmp(signature, "\x89HDF\r\n\x1a\n", 8) != 0)
-        return FAIL(ST_EINPUT, "%s: exists and is not a merged sweep; it is not overwritten", path);
+    if (!file_exists(path))
+        return ST_OK;
+    enum seal_state state = seal_look(path, SWEEP_SCHEMA_NAME, UINT64_MAX);
+    if (state == SEAL_ABSENT)
+        return FAIL(ST_EINPUT, "%s: exists and is not a %s file; it is not overwritten", path, SWEEP_SCHEMA_NAME);
+    if (m->request->fresh || state != SEAL_INTACT)
+        return ST_OK;
     h5_begin(path, ST_EINPUT);
-    if (h5_open_read(path, old) != ST_OK)
-        return ST_OK; /* ours once, damaged since: built anew */
+    TRY(h5_open_read(path, old));
     TRY(schema_check(*old, SWEEP_SCHEMA_NAME, SWEEP_SCHEMA_VERSION, &newer));
-    bool found;
     TRY(h5_get_uint(*old, "inputs_xxh3", &sum, &found));
-    m->report->unchanged = !m->request->fresh && found && sum == m->inputs_sum;
+    m->report->unchanged = found && !newer && sum == m->inputs_sum;
     return ST_OK;
 }
 
@@ -557,6 +557,7 @@ static status_t open_output(struct merge *m)
     }
     TRY_OUT(H5_DO(fcpl = H5Pcreate(H5P_FILE_CREATE)));
     TRY_OUT(H5_DO(H5Pset_obj_track_times(fcpl, 0)));
+    TRY_OUT(H5_DO(H5Pset_userblock(fcpl, SEAL_SIZE)));
     TRY_OUT(H5_DO(m->out = H5Fcreate(m->temporary, H5F_ACC_EXCL, fcpl, fapl)));
     TRY_OUT(reserve(m));
     TRY_OUT(h5_make_group(m->out, "cells", &m->cells));
@@ -572,11 +573,10 @@ out:
 /* Extending pays when most cells stay: the copy of the old file costs disk time, and replaced cells leave holes. */
 static status_t decide(struct merge *m)
 {
-    hid_t  old;
-    size_t reused = 0, gone = 0;
-    TRY(look_at_output(m, &old));
-    status_t st = ST_OK;
-    if (old >= 0 && !m->report->unchanged && !m->request->fresh) {
+    hid_t    old;
+    size_t   reused = 0, gone = 0;
+    status_t st = look_at_output(m, &old);
+    if (st == ST_OK && old >= 0 && !m->report->unchanged) {
         st = match_old(m, old, &reused, &gone);
         m->extends = st == ST_OK && 2 * reused > m->items.n + gone;
         st = ST_OK; /* an old output whose tables cannot be read is built anew */
@@ -612,6 +612,7 @@ static status_t build(struct merge *m)
     hid_t out = m->out;
     m->out = H5I_INVALID_HID;
     TRY(H5_DO(H5Fclose(out)));
+    TRY(seal_file(m->temporary, SWEEP_SCHEMA_NAME " " SWEEP_SCHEMA_VERSION "\n"));
     return atomic_commit(m->temporary, m->request->output);
 }
 

@@ -306,6 +306,7 @@ static status_t add_merged(struct item_list *l, uint32_t input)
     status_t               st = ST_OK;
     if (!rows)
         return FAIL(ST_ENOMEM, "%s: no memory for rows", in->path);
+    TRY_OUT(sweep_file_check_seal(in->path, UINT64_MAX));
     h5_begin(in->path, ST_EINPUT);
     TRY_OUT(h5_open_read(in->path, &in->file));
     TRY_OUT(schema_check(in->file, SWEEP_SCHEMA_NAME, SWEEP_SCHEMA_VERSION, &newer));

@@ -3,11 +3,16 @@
 #include "store/cell_file.h"
 #include "store/cell_group.h"
 #include "store/merge_items.h"
+#include "store/seal.h"
 #include "store/sweep_schema.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+
+/* Up to this size a file's checksum costs a second at most; larger ones are checked by `merge --verify`. */
+static const uint64_t SUM_LIMIT = 1u << 30;
 
 struct sweep_file {
     char               *path, *job;
@@ -16,14 +21,34 @@ struct sweep_file {
     size_t              n;
 };
 
+/* A file without a seal is a copy that another program made; what HDF5 finds in it decides. */
+status_t sweep_file_check_seal(const char *path, uint64_t sum_limit)
+{
+    switch (seal_look(path, SWEEP_SCHEMA_NAME, sum_limit)) {
+    case SEAL_SHORT:
+        return FAIL(ST_EINPUT, "%s: cut short", path);
+    case SEAL_CHANGED:
+        return FAIL(ST_EINPUT, "%s: was changed since it was merged: its checksum does not match", path);
+    default:
+        return ST_OK;
+    }
+}
+
 static status_t read_summary(struct sweep_file *f)
 {
     status_t               st = ST_OK;
     struct table           t;
+    struct stat            info;
     struct summary_record *piece = calloc(TABLE_PIECE, sizeof *piece);
     if (!piece)
         return FAIL(ST_ENOMEM, "%s: no memory for the summary", f->path);
     TRY_OUT(table_open(f->file, summary_schema(), PLAN_CELLS_MAX, &t));
+    /* Deflate makes at most 1032 bytes of one. */
+    if (stat(f->path, &info) == 0 && t.rows > 4096 && t.rows * sizeof *f->rows / 1032 > (uint64_t)info.st_size) {
+        st = FAIL(ST_EINPUT, "%s: summary claims %zu rows in a file of %lld bytes", f->path, t.rows,
+                  (long long)info.st_size);
+        goto out;
+    }
     if (!(f->rows = calloc(t.rows + 1, sizeof *f->rows))) {
         st = FAIL(ST_ENOMEM, "%s: no memory for %zu rows", f->path, t.rows);
         goto out;
@@ -50,30 +75,45 @@ out:
     return st;
 }
 
-static status_t open_sweep(const char *path, struct sweep_file *f)
+static status_t open_sweep(const char *path, bool force, struct sweep_file *f)
 {
-    bool newer, found;
-    if (!(f->path = strdup(path)))
+    bool        newer, found;
+    struct stat info;
+    size_t      size = strlen(path) + sizeof "/sweep.h5";
+    if (!(f->path = malloc(size)))
         return FAIL(ST_ENOMEM, "no memory for \"%s\"", path);
+    snprintf(f->path, size, "%s%s", path, stat(path, &info) == 0 && S_ISDIR(info.st_mode) ? "/sweep.h5" : "");
+    if (!force)
+        TRY(sweep_file_check_seal(f->path, SUM_LIMIT));
     h5_begin(f->path, ST_EINPUT);
-    TRY(h5_open_read(path, &f->file));
+    TRY(h5_open_read(f->path, &f->file));
     TRY(schema_check(f->file, SWEEP_SCHEMA_NAME, SWEEP_SCHEMA_VERSION, &newer));
     TRY(h5_get_document(f->file, "job", &f->job, &found));
     return read_summary(f);
 }
 
-status_t sweep_file_open(const char *path, struct sweep_file **out)
+static status_t open_any(const char *path, bool force, struct sweep_file **out)
 {
     struct sweep_file *f = calloc(1, sizeof *f);
     if (!f)
         return FAIL(ST_ENOMEM, "no memory for \"%s\"", path);
     f->file = H5I_INVALID_HID;
-    status_t st = open_sweep(path, f);
+    status_t st = open_sweep(path, force, f);
     if (st == ST_OK)
         *out = f;
     else
         sweep_file_close(f);
     return st;
+}
+
+status_t sweep_file_open(const char *path, struct sweep_file **out)
+{
+    return open_any(path, false, out);
+}
+
+status_t sweep_file_open_changed(const char *path, struct sweep_file **out)
+{
+    return open_any(path, true, out);
 }
 
 void sweep_file_close(struct sweep_file *f)

@@ -50,8 +50,11 @@ status_t sweep_file_merge(const char *dir, const char *path, const struct sweep_
 /* ---- reading ----------------------------------------------------------------------------------------------------- */
 
 struct sweep_file;
-/* Reads /summary; ST_EINPUT for a damaged file or another schema. Rows are in summary_order. */
+/* Reads /summary of a merged file, or of sweep.h5 in a folder. ST_EINPUT for a damaged or changed file (up to 1 GiB by its
+ * checksum, above by its size alone) or another schema. Rows are in summary_order. */
 status_t sweep_file_open(const char *path, struct sweep_file **out);
+/* The same for a file whose checksum no longer fits, because its owner annotated it or because it is damaged. */
+status_t sweep_file_open_changed(const char *path, struct sweep_file **out);
 void     sweep_file_close(struct sweep_file *f); /* NULL is accepted */
 size_t   sweep_file_rows(const struct sweep_file *f);
 const struct summary_row *sweep_file_row(const struct sweep_file *f, size_t i);

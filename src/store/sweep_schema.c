@@ -77,12 +77,27 @@ void summary_record_init(struct summary_record *out)
     }
 }
 
+/* Rows are printed: whatever a file holds, a text is one line of UTF-8 without control characters. */
+static void clean_texts(struct summary_row *row)
+{
+    for (size_t i = 0; i < summary_column_count(); i++) {
+        struct summary_column c = summary_column(i);
+        char                 *text = (char *)row + c.offset;
+        if (c.kind != SUMMARY_TEXT)
+            continue;
+        utf8_clean_in_place(text);
+        for (; (text = strpbrk(text, "\t\n")); text++)
+            *text = ' ';
+    }
+}
+
 static const char UNKNOWN_CHOICE[] = "?";
 
 /* A cell of which only a damaged file is left has axes that nobody knows: choice -1, in the file a question mark. */
 status_t summary_unpack(const struct summary_record *record, struct summary_row *out)
 {
     *out = record->row;
+    clean_texts(out);
     for (int i = 0; i < FIELD_COUNT; i++) {
         const struct field *f = &cell_fields[i];
         char                why[512];

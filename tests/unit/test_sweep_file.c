@@ -425,11 +425,11 @@ static void what_is_no_sweep_is_neither_read_nor_overwritten(void **state)
     fclose(notes);
     struct merge_request request = {.inputs = &input, .n_inputs = 1, .output = out};
     assert_int_equal(sweep_file_merge_all(&request, &report), ST_EINPUT);
-    assert_non_null(strstr(status_last(), "notes.txt: exists and is not a merged sweep"));
+    assert_non_null(strstr(status_last(), "notes.txt: exists and is not a qsweep-sweep file"));
     assert_int_equal(sweep_file_open(out, &f), ST_EINPUT);
     cell_file_path(dir, r[0].cell.id, path, sizeof path);
     assert_int_equal(sweep_file_open(path, &f), ST_EINPUT); /* a cell file is no sweep */
-    assert_non_null(strstr(status_last(), "not a qsweep-sweep file"));
+    assert_non_null(strstr(status_last(), "not a qsweep-sweep file (schema \"qsweep-cell\")"));
     input = "/nonexistent";
     assert_int_equal(sweep_file_merge_all(&request, &report), ST_EIO);
     char empty[256];
