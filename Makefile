@@ -116,6 +116,12 @@ test: ## the whole test suite; installs what is missing
 FLOW_BIN := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/flow/*.c))
 test-programs: $(UNIT_BIN) $(FLOW_BIN)
 
+CLUSTER := $(sort $(wildcard tests/cluster/test_*.sh tests/cluster/test_*.py))
+test-cluster: ## Slurm and several hosts on this machine: the scripts below slurm/ under test
+	@jobs/setup.sh --for cluster
+	@$(MAKE) --no-print-directory -j2 all
+	@tests/run $(BUILD) $(CLUSTER)
+
 # GPU tests and benchmarks are plain programs under tests/gpu; the scripts there say what runs and skip without a GPU.
 GPU_BIN := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/gpu/test_*.c tests/gpu/bench_*.c))
 $(BUILD)/tests/gpu/%: $(BUILD)/tests/gpu/%.c.o $(LIB) $(CUDA_OBJ) $(FABRIC_SOLO)

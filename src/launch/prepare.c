@@ -98,7 +98,8 @@ static status_t build_plan(const struct launch *launch, struct prepared *out)
 
 /* ---- the folder ---- */
 
-/* Does the folder hold anything that a sweep (or somebody) left there? A lock alone does not count. */
+/* Does the folder hold anything that a sweep (or somebody) left there? A lock and what stands
+ * below hidden names (a plan.json whose writer died) do not count. */
 static status_t is_used(const char *dir, bool *used)
 {
     DIR *d = opendir(dir);
@@ -106,7 +107,7 @@ static status_t is_used(const char *dir, bool *used)
         return FAIL(ST_EIO, "cannot read the folder %s: %s", dir, strerror(errno));
     *used = false;
     for (struct dirent *e; (e = readdir(d));)
-        if (strcmp(e->d_name, ".") && strcmp(e->d_name, "..") && strcmp(e->d_name, "lock"))
+        if (e->d_name[0] != '.' && strcmp(e->d_name, "lock"))
             *used = true;
     closedir(d);
     return ST_OK;
