@@ -34,8 +34,8 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     return ticks
 
 
-def number(value: float) -> str:
-    """Short text of a number for axes and labels: three significant digits, no exponent below 1e6."""
+def number(value: float, digits_wanted: int = 3) -> str:
+    """Short text of a number: so many significant digits, no exponent below 1e6."""
     if value is None or not math.isfinite(value):
         return "–"
     if value == 0:
@@ -43,7 +43,7 @@ def number(value: float) -> str:
     size = abs(value)
     if size >= 1e6 or size < 1e-3:
         return f"{value:.2e}"
-    digits = max(0, 2 - math.floor(math.log10(size)))
+    digits = max(0, digits_wanted - 1 - math.floor(math.log10(size)))
     text = f"{value:,.{digits}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
@@ -72,6 +72,7 @@ class Figure:
         sx = lambda v: LEFT + (v - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT)
         sy = lambda v: HEIGHT - BOTTOM - (v - y0) / (y1 - y0) * (HEIGHT - TOP - BOTTOM)
         parts = [
+            caption(self.title),
             f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" class="plot">',
             f"<title>{html.escape(self.title)}</title><desc>{html.escape(self.description)}</desc>",
         ]
@@ -176,7 +177,7 @@ class Figure:
         span = max(total, ticks[-1])
         left = 150
         sx = lambda v: left + v / span * (WIDTH - left - 70)
-        out = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" class="plot">',
+        out = [caption(self.title), f'<svg viewBox="0 0 {WIDTH} {height}" role="img" class="plot">',
                f"<title>{html.escape(self.title)}</title><desc>{html.escape(self.description)}</desc>"]
         for t in ticks:
             out.append(f'<line class="grid" x1="{sx(t):.1f}" x2="{sx(t):.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>')
@@ -200,6 +201,10 @@ def quantile(ordered: Sequence[float], p: float) -> float:
     below = math.floor(at)
     above = min(below + 1, len(ordered) - 1)
     return ordered[below] + (ordered[above] - ordered[below]) * (at - below)
+
+
+def caption(title: str) -> str:
+    return f"<figcaption>{html.escape(title)}</figcaption>"
 
 
 def legend(labels: Sequence[str]) -> str:

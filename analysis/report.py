@@ -85,13 +85,13 @@ def reference_rows(a: pd.Series, b: pd.Series) -> list[dict]:
         tone = ""
         if better and change is not None and abs(change) > SAME_MARGIN:
             tone = "good" if (change < 0) == (better == "low") else "bad"
-        return {"name": name, "unit": unit, "a": number(x), "b": number(y), "difference": percent(change), "tone": tone}
+        return {"name": name, "unit": unit, "a": number(x, 4), "b": number(y, 4), "difference": percent(change), "tone": tone}
 
     def derived(name, f, unit, better=None):
         x, y = f(a), f(b)
         change = (y - x) / x if x and math.isfinite(x) and math.isfinite(y) else None
         tone = "" if change is None or not better or abs(change) <= SAME_MARGIN else ("good" if (change < 0) == (better == "low") else "bad")
-        return {"name": name, "unit": unit, "a": number(x), "b": number(y), "difference": percent(change), "tone": tone}
+        return {"name": name, "unit": unit, "a": number(x, 4), "b": number(y, 4), "difference": percent(change), "tone": tone}
 
     hour = lambda s: 3600.0 / float(s["rtf"]) / 60.0 if s.get("rtf") and math.isfinite(float(s["rtf"])) and float(s["rtf"]) > 0 else math.nan
     return [
@@ -105,7 +105,7 @@ def reference_rows(a: pd.Series, b: pd.Series) -> list[dict]:
         row("P95 latency", "latency_p95_s", "s", better="low"),
         derived("Audio per hour", hour, "minutes", better="high"),
         row("Warm-up time", "warmup_s", "s"),
-        row("Samples tested", "samples", ""),
+        row("Samples tested", "n_samples", ""),
     ]
 
 
@@ -154,8 +154,9 @@ def trace_figure(name: str, cell: Cell) -> str:
     series = []
     for column, label in labels.items():
         if column in trace and np.isfinite(trace[column].astype(float)).any():
-            every = max(1, len(trace) // 600)
-            series.append(Series(label, seconds[::every].tolist(), (trace[column].astype(float) / 1e6)[::every].tolist(), step=True))
+            known = trace[column].astype(float).notna()  # the proportional set is read less often than the rest
+            every = max(1, int(known.sum()) // 600)
+            series.append(Series(label, seconds[known][::every].tolist(), (trace[column].astype(float)[known] / 1e6)[::every].tolist(), step=True))
     marks, phases = [], trace["phase"].tolist() if "phase" in trace else []
     for i, phase in enumerate(phases):
         if i == 0 or phase != phases[i - 1]:
@@ -194,7 +195,7 @@ def statements(a: pd.Series, b: pd.Series, speed, mem_change: float | None) -> l
     said = []
     if mem_change is not None:
         word = "less" if mem_change < 0 else "more"
-        said.append(f"{b['precision'].upper()} takes {abs(100 * mem_change):.1f} % {word} memory at rest than {a['precision'].upper()}: {number(a['vram_baseline_mb'])} MB → {number(b['vram_baseline_mb'])} MB.")
+        said.append(f"{b['precision'].upper()} takes {abs(100 * mem_change):.1f} % {word} memory at rest than {a['precision'].upper()}: {number(a['vram_baseline_mb'], 4)} MB → {number(b['vram_baseline_mb'], 4)} MB.")
     word = verdict(speed, lower_is_better=True)
     if speed is None:
         said.append("There are too few paired samples to compare the speeds (five pairs are needed).")
@@ -207,7 +208,7 @@ def statements(a: pd.Series, b: pd.Series, speed, mem_change: float | None) -> l
     for row in (a, b):
         rtf = float(row["rtf"])
         if math.isfinite(rtf) and rtf > 0:
-            said.append(f"{row['precision'].upper()} decodes {'faster' if rtf < 1 else 'slower'} than real time here: {1 / rtf:.2f} × real time on {row['device']}.")
+            said.append(f"{row['precision'].upper()} decodes {'faster' if rtf < 1 else 'slower'} than real time here: {1 / rtf:.2f} × real time on {row['device_name'] or row['device']}.")
     return said
 
 
@@ -239,7 +240,7 @@ def build(path: Path, output: Path, a_name: str, b_name: str) -> None:
                           "a_id": a["id"], "b_id": b["id"]}
         axes = [x for x in AXES if x in summary and (summary[x].nunique() > 1 or x == "precision")]
         figures = [speed_figure(cells), latency_figure(cells), step_figure(cells), memory_figure(cells)] + [trace_figure(n, c) for n, c in cells] + [context_figure(summary)]
-        table = [{"axes": [str(r[x]) for x in axes], "status": r["status"], "samples": int(r["samples"]), "fps": number(float(r["frames_per_s"])), "rtf": number(float(r["rtf"])),
+        table = [{"axes": [str(r[x]) for x in axes], "status": r["status"], "samples": int(r["n_samples"]), "fps": number(float(r["frames_per_s"])), "rtf": number(float(r["rtf"])),
                   "latency": number(float(r["latency_mean_s"])), "base": number(float(r["vram_baseline_mb"])), "peak": number(float(r["vram_peak_mb"])), "id": r["id"], "notes": r.get("notes", "")}
                  for _, r in summary.iterrows()]
         failures = [{"label": r.get("label", r["id"]), "status": r["status"], "reason": (cell_of(sweep, r["id"]).reason if cell_of(sweep, r["id"]) else "") or r.get("notes", "")}
@@ -249,10 +250,15 @@ def build(path: Path, output: Path, a_name: str, b_name: str) -> None:
         page = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).resolve().parent / "templates"), autoescape=True, undefined=jinja2.StrictUndefined).get_template("report.html").render(
             comparison=comparison, axes=axes, table=table, failures=failures, figures=[f for f in figures if f], provenance=provenance,
             configuration=configuration_rows(configuration), source=path.name, attrs=sweep.attrs, job=sweep.job, counts=summary["status"].value_counts().to_dict(),
-            fits=fits([row for _, row, _ in chosen]), fit_names=[p.upper() for p, _, _ in chosen], synthetic="synth" in str(configuration.get("model_dir", "")))
+            fits=fits([row for _, row, _ in chosen]), fit_names=[p.upper() for p, _, _ in chosen], synthetic=is_synthetic(configuration))
     temporary = output.with_name(output.name + f".tmp{os.getpid()}")
     temporary.write_text(page, encoding="utf-8")
     os.replace(temporary, output)
+
+
+def is_synthetic(config: dict) -> bool:
+    """`qsweep synth` leaves synth.json beside the weights it made; a copy quantized from them carries it along."""
+    return bool(config.get("model")) and (Path(str(config["model"])) / "synth.json").exists()
 
 
 def configuration_rows(config: dict) -> list[tuple[str, str]]:

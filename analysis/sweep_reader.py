@@ -73,7 +73,12 @@ class Cell:
 
     @property
     def trace(self) -> pd.DataFrame:
+        """Times run on over the processes of a cell: each one's clock starts anew, so it follows the one before it."""
         frame = self.columns("trace")
+        if "t_ns" in frame and len(frame):
+            back = frame["t_ns"].diff().fillna(0) < 0
+            ends = frame["t_ns"].shift(1).where(back).fillna(0).cumsum().astype("int64")
+            frame["t_ns"] = frame["t_ns"] + ends
         for key in frame.columns:  # "unknown" is the largest unsigned value in byte columns
             if frame[key].dtype == np.uint64:
                 frame[key] = frame[key].where(frame[key] != np.iinfo(np.uint64).max).astype(float)
@@ -114,7 +119,8 @@ class Cell:
 
     @property
     def provenance(self) -> dict:
-        return self._mapping("provenance")
+        """Where and how it was measured: the launcher's view and the worker's facts as one mapping."""
+        return {**self._mapping("provenance"), **self._mapping("provenance/facts")}
 
     @property
     def memory(self) -> pd.DataFrame:
