@@ -23,7 +23,7 @@
 
 enum { MAX_SHARDS = 8 };
 
-/* A published shard ends below this many bytes; a small model is cut in two all the same. */
+/* A published shard ends below this many bytes; a smaller model is cut at four fifths, so that it has two all the same. */
 static const uint64_t SHARD_BYTES = 5000000000u;
 
 struct synth {
@@ -247,10 +247,10 @@ static status_t write_shard(struct synth *s, const struct plan *p, size_t first,
     return st;
 }
 
-/* First tensor of each shard; ends[n] = count. Cut where SHARD_BYTES are full, or at half of a small model. */
+/* First tensor of each shard; ends[n] = count. */
 static int cut_shards(const struct plan *p, uint64_t total, size_t ends[MAX_SHARDS + 1])
 {
-    uint64_t limit = total / 2 < SHARD_BYTES ? total / 2 : SHARD_BYTES, in_shard = 0;
+    uint64_t limit = total / 5 * 4 < SHARD_BYTES ? total / 5 * 4 : SHARD_BYTES, in_shard = 0;
     int      n     = 0;
     ends[0]        = 0;
     for (size_t i = 0; i < p->count; i++) {

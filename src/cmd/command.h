@@ -20,6 +20,7 @@ struct command {
 /* The order here is the order in `qsweep help`. */
 #define COMMANDS(X) \
     X(synth) \
+    X(inspect) \
     X(quantize) \
     X(codec) \
     X(generate) \

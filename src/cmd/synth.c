@@ -129,6 +129,8 @@ static int run(int argc, char **argv)
     struct sigaction action = {.sa_handler = on_signal};
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGHUP, &action, NULL);
+    signal(SIGXFSZ, SIG_IGN); /* a file size limit is then an error of write(2), and the folder is cleaned up */
 
     int64_t  t0 = clock_ns();
     status_t st = synth_run(&o);
