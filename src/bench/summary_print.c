@@ -162,7 +162,9 @@ static void format_latency(const struct summary_row *row, char *out, size_t size
     char mean[32];
     four_digits(row->latency_mean_s, mean, sizeof mean);
     const char *point = strchr(mean, '.');
-    if (isfinite(row->latency_mean_s))
+    if (row->n_samples == 1)
+        snprintf(out, size, "%s", mean);
+    else if (isfinite(row->latency_mean_s))
         snprintf(out, size, "%s ± %.*f", mean, point ? (int)strlen(point + 1) : 0, row->latency_std_s);
     else
         snprintf(out, size, "—");
@@ -216,7 +218,7 @@ static void shown_text(const struct shown *s, const struct summary_row *row, cha
 static void measure(struct shown *s, const struct summary_row *rows, size_t n)
 {
     char text[128];
-    s->width = shown_width(s->head);
+    s->width = shown_width(s->head) > 3 ? shown_width(s->head) : 3; /* room for "--:" */
     for (size_t i = 0; i < n; i++) {
         shown_text(s, &rows[i], text, sizeof text);
         s->width = shown_width(text) > s->width ? shown_width(text) : s->width;
@@ -475,7 +477,7 @@ static void put_failures(const struct summary_row *rows, size_t n, FILE *to)
     for (size_t i = 0; i < n; i++)
         failed += !is_ok(&rows[i]);
     if (failed)
-        fprintf(to, "\n%zu of %zu cells are not ok:\n\n", failed, n);
+        fprintf(to, "\nNot ok: %zu of %zu cells\n\n", failed, n);
     for (size_t i = 0; i < n; i++)
         if (!is_ok(&rows[i])) {
             snprintf(line, sizeof line, "- %s (%.8s): %s%s%s", rows[i].label, rows[i].id, rows[i].status,

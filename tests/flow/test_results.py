@@ -57,7 +57,7 @@ check("the table is at most 100 columns wide", max(len(line) for line in markdow
       max(markdown.splitlines(), key=len))
 check("the table has a row per cell and lists the failures with their reasons below it",
       len(re.findall(r"^\| (?:bf16|int8) +\| +\d", markdown, re.M)) == CELLS
-      and "2 of 12 cells are not ok" in markdown and "oom: needs 12.4 GB, the limit is 8.0 GB" in markdown, markdown)
+      and "Not ok: 2 of 12 cells" in markdown and "oom: needs 12.4 GB, the limit is 8.0 GB" in markdown, markdown)
 
 samples = [json.loads(line) for line in run("show", sweep, "--samples", "-o", "jsonl").stdout.splitlines()]
 check("--samples has every sample", len(samples) == 10 * SAMPLES_PER_TEXT * TEXTS, len(samples))
