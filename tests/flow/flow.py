@@ -13,6 +13,7 @@ ROUNDS = int(os.environ.get("ROUNDS", "1"))
 SEED = int(os.environ.get("SEED", str(random.randrange(1 << 30))))
 MPI_ENV = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
            "OMPI_MCA_rmaps_base_oversubscribe": "1"}
+os.environ.setdefault("ASAN_OPTIONS", "handle_segv=0")  # so that a SIGSEGV is one under AddressSanitizer as well
 RUN_LIMIT_S = 240  # a run that takes longer hangs
 
 chance = random.Random(SEED)

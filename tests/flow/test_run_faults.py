@@ -24,7 +24,7 @@ def ok_files(output):
 
 
 def worker_dies(box):
-    job = box.job(FOUR, samples=2)
+    job = box.job(FOUR, samples=15)  # some 0.4 s a worker: the signal comes while it measures
     for number, name in ((signal.SIGKILL, "SIGKILL"), (signal.SIGSEGV, "SIGSEGV")):
         for _ in range(ROUNDS * (3 if number == signal.SIGKILL else 1)):
             run = box.start(job)
@@ -42,7 +42,7 @@ def worker_dies(box):
 
 
 def worker_hangs(box):
-    job = box.job(FOUR, "deadline: 3", samples=2)
+    job = box.job(FOUR, "deadline: 3", samples=15)
     run = box.start(job)
     hit = signal_worker(run, 0.05, signal.SIGSTOP)
     run.wait()
@@ -55,7 +55,7 @@ def worker_hangs(box):
 
 
 def launcher_dies(box):
-    job = box.job(FOUR, samples=3, processes=2)
+    job = box.job(FOUR, samples=15, processes=2)
     for _ in range(2 * ROUNDS):
         run = box.start(job)
         eventually(lambda: events(run.output, "start"), 30)
@@ -74,7 +74,7 @@ def launcher_dies(box):
 
 
 def spawner_dies(box):
-    job = box.job(FOUR, samples=10)
+    job = box.job(FOUR, samples=20)
     run = box.start(job)
     eventually(lambda: events(run.output, "start"), 30)
     spawners = children_of(run.process.pid)
@@ -108,7 +108,7 @@ def files_cut_short(box):
 
 
 def two_launchers(box):
-    job = box.job(FOUR, samples=6)
+    job = box.job(FOUR, samples=30)
     first = box.start(job)
     eventually(lambda: events(first.output, "start"), 30)
     for args in ((), ("--resume",), ("--resume", "--take-lock")):
@@ -121,7 +121,7 @@ def two_launchers(box):
 
 
 def signals(box):
-    job = box.job(FOUR, samples=4)
+    job = box.job(FOUR, samples=15)
     for _ in range(ROUNDS):
         run = box.start(job)
         eventually(lambda: events(run.output, "start"), 30)
