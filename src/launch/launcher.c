@@ -9,7 +9,7 @@
 #include "store/sweep_file.h"
 #include "sweep/schedule.h"
 
-#include <errno.h>
+#include <ftw.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -365,6 +365,23 @@ static void leave(struct launcher *l)
         collect(l, 0);
 }
 
+static int remove_if_empty(const char *path, const struct stat *st, int type, struct FTW *at)
+{
+    (void)st;
+    (void)at;
+    if (type == FTW_DP)
+        rmdir(path);
+    return 0;
+}
+
+/* Tasks of cells that were not ok stay for a repetition by hand; folders without any go. */
+static void tidy(const char *output)
+{
+    char path[JOB_PATH_MAX + 16];
+    snprintf(path, sizeof path, "%s/work", output);
+    nftw(path, remove_if_empty, 16, FTW_DEPTH | FTW_PHYS);
+}
+
 static int merge(struct launcher *l)
 {
     char   path[JOB_PATH_MAX + 16];
@@ -376,6 +393,7 @@ static int merge(struct launcher *l)
         .plan = l->prepared.plan->cells,
         .n_plan = l->prepared.plan->n,
     };
+    tidy(l->prepared.output);
     int64_t  t0 = clock_ns();
     status_t st = sweep_file_merge(l->prepared.output, path, &meta, &n_ok, &n_rows);
     char     text[64];

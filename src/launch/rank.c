@@ -101,6 +101,8 @@ static status_t collect_facts(struct rank *r)
     TRY(add_int(&r->facts, "local_ranks", me->local_size));
     TRY(add_int(&r->facts, "workers_side_by_side", r->seat->together));
     TRY(result_add_fact(&r->facts, "cores_disjoint", r->seat->disjoint ? "yes" : "no"));
+    cell_file_library(text, sizeof text);
+    TRY(result_add_fact(&r->facts, "hdf5", text));
     cores_text(&r->seat->host, text, sizeof text);
     TRY(result_add_fact(&r->facts, "host_cores", text));
     snprintf(text, sizeof text, "%016llx", (unsigned long long)r->prepared->run_id);

@@ -142,3 +142,10 @@ out:
     h5_close(file);
     return st;
 }
+
+void cell_file_library(char *out, size_t size)
+{
+    unsigned major = 0, minor = 0, release = 0;
+    H5get_libversion(&major, &minor, &release);
+    snprintf(out, size, "%u.%u.%u", major, minor, release);
+}

@@ -22,4 +22,7 @@ status_t cell_file_read(const char *path, struct result *out);
 /* Only status and id, from the first 512 bytes and the file's size; used by resume. */
 status_t cell_file_status(const char *path, enum cell_status *status, char id[33]);
 
+/* "1.10.8": the HDF5 library that writes and reads here. */
+void cell_file_library(char *out, size_t size);
+
 #endif

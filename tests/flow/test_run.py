@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 """qsweep run on one machine: what it leaves, what it refuses, and that a failure is a row."""
-import json, os, subprocess, sys
+import json, os, pty, subprocess, sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from flow import *
@@ -26,7 +26,8 @@ def plans_and_runs(box):
           shown.returncode == 0 and sorted(json.loads(line)["id"] for line in lines) == sorted(ids), shown)
     check("no two rows have the same axes", len({tuple(r[a] for a in AXES) for r in found}) == 8, found)
     check("every cell is ok", {r["status"] for r in found} == {"ok"}, found)
-    check("nothing unfinished is left in the folder", not temporaries(out), temporaries(out))
+    check("nothing unfinished is left in the folder", not temporaries(out) and not os.path.exists(os.path.join(out, "work")),
+          os.listdir(out))
 
     order = {}
     for e in events(out, "start"):
@@ -122,11 +123,35 @@ def settings_reach_the_cells(box):
         check("--set reaches the measurement: three repeats of two texts, seed 7",
               run.rc == 0 and len(samples["repeat"]) == 6 and set(samples["seed"][...]) == {7}, run.err)
         check("provenance names host, processor, command and program",
-              all(facts.get(k) for k in ("host", "cpu_count", "command", "program", "compiler", "kernel", "run_id"))
+              all(facts.get(k) for k in ("host", "cpu_count", "hdf5", "command", "program", "compiler", "kernel", "run_id"))
               and "--set seed=7" in facts["command"], facts)
         bare = []
         f.visititems(lambda name, o: bare.append(name) if isinstance(o, h5py.Dataset) and "units" not in o.attrs else None)
         check("every dataset of sweep.h5 has units", not bare, bare)
+
+
+def shows_progress(box):
+    job = box.job()
+    plain = box.run(job)
+    check("without a terminal there is no bar", plain.rc == 0 and "\r" not in plain.err and "2 of 2 cells" in plain.err, plain.err)
+    quiet = box.run(job, "--quiet")
+    check("--quiet tells only where the result is", quiet.rc == 0 and len(quiet.err.splitlines()) == 1, quiet.err)
+
+    master, slave = pty.openpty()
+    run = subprocess.Popen([QSWEEP, "run", job, "--output", box.output()], stdin=subprocess.DEVNULL, stdout=slave, stderr=slave)
+    os.close(slave)
+    text = b""
+    while True:
+        try:
+            piece = os.read(master, 65536)
+        except OSError:  # the other side is closed
+            break
+        if not piece:
+            break
+        text += piece
+    os.close(master)
+    check("on a terminal a bar with an ETA is rewritten in place",
+          run.wait() == 0 and b"\r" in text and b"[####" in text and b"ETA" in text and b"2/2 cells" in text, text)
 
 
 with Sandbox() as box:
@@ -135,4 +160,5 @@ with Sandbox() as box:
     refuses_bad_input(box)
     failures_are_rows(box)
     settings_reach_the_cells(box)
+    shows_progress(box)
 done()
