@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "bench/facts.h"
+#include "bench/quality.h"
 #include "bench/request.h"
 #include "bench/stop_rule.h"
 #include "bench/trace.h"
@@ -268,6 +269,17 @@ static status_t measure_all(struct measurement *m)
     return st;
 }
 
+/* Quality, after the trace has ended. What was measured stands even where two models do not fit side by side: the cell
+ * then says why it has no quality. Only a signal ends it, so that a resume does both again. */
+static status_t compare_precisions(struct measurement *m)
+{
+    status_t st = quality_measure(&m->session, m->work, m->stop, m->result);
+    if (st == ST_OK || st == ST_EINTERRUPTED)
+        return st;
+    log_warn("quality was not measured: %s", status_last());
+    return result_add_fact(m->result, "quality_error", status_last());
+}
+
 void worker_run(const struct work *work, int64_t exec_ns, const volatile sig_atomic_t *stop, struct result *out)
 {
     struct timespec    wall;
@@ -291,13 +303,21 @@ void worker_run(const struct work *work, int64_t exec_ns, const volatile sig_ato
         trace_phase(m.trace, PHASE_DONE);
         trace_watch(m.trace, NULL);
     }
-    session_close(&m.session);
+    bool compares = st == ST_OK && work->part == 0 && work->cell.workload.quality;
+    if (!compares)
+        session_close(&m.session);
     status_t traced = trace_stop(m.trace, out);
     if (st == ST_OK && traced != ST_OK) {
         st = traced;
         snprintf(reason, sizeof reason, "%s", status_last());
     }
     out->total_s = (double)(clock_ns() - exec_ns) * 1e-9;
+    if (compares) {
+        st = st == ST_OK ? compare_precisions(&m) : st;
+        if (st != ST_OK)
+            snprintf(reason, sizeof reason, "%s", status_last());
+        session_close(&m.session);
+    }
     out->status = worker_status(st);
     if (st == ST_EINTERRUPTED && strstr(reason, "stopped") == NULL)
         snprintf(reason, sizeof reason, "stopped by signal %d", (int)*stop);

@@ -346,6 +346,15 @@ static status_t write_task(const struct running *w)
     return good ? ST_OK : FAIL(ST_EIO, "cannot write %s: %s", w->task_path, strerror(error));
 }
 
+/* Folder in which the plan has this cell's model at another precision, for cells that read a quantized copy; else "". */
+static void find_reference(const struct plan *plan, const struct cell *cell, char *out, size_t size)
+{
+    out[0] = '\0';
+    for (size_t i = 0; cell->workload.quality && i < plan->n && !out[0]; i++)
+        if (plan->cells[i].precision != PRECISION_INT8 && strcmp(plan->cells[i].fingerprint, cell->fingerprint) == 0)
+            snprintf(out, size, "%s", plan->cells[i].model);
+}
+
 static status_t make_work(struct rank *r, struct run run, struct running *w)
 {
     const struct cell *cell = &r->prepared->plan->cells[run.cell];
@@ -357,6 +366,7 @@ static status_t make_work(struct rank *r, struct run run, struct running *w)
         snprintf(w->work.cell.device, sizeof w->work.cell.device, "%s", device_class_name(cell->device_class));
     if (w->work.cell.deadline_s <= 0)
         w->work.cell.deadline_s = DEFAULT_DEADLINE_S;
+    find_reference(r->prepared->plan, cell, w->work.reference, sizeof w->work.reference);
     w->work.part = run.process;
     w->work.n_parts = work_parts(&cell->workload);
     w->work.rank = r->seat->me.rank;
