@@ -220,7 +220,7 @@ static status_t clean_names(const struct checkpoint *c, const struct tensor_set 
     for (size_t i = 0; i < raw->count; i++) {
         struct tensor t = raw->items[i];
         if (mentions_lora(t.name))
-            return FAIL(ST_EINPUT, "%s: tensor \"%s\": a LoRA checkpoint is not a full model; merge it into its base first",
+            return FAIL(ST_EINPUT, "%s: tensor \"%s\": a LoRA checkpoint is not a full model; merge it into its base",
                         c->weights_path, t.name);
         if (!clean_name(t.name, strip_model, c->config.family, name))
             continue;
@@ -311,8 +311,8 @@ static status_t refuse_shape(const struct checkpoint *c, const struct tensor *t,
     memcpy(want.shape, shape, (size_t)rank * sizeof *shape);
     tensor_shape_text(t, has_text, sizeof has_text);
     tensor_shape_text(&want, want_text, sizeof want_text);
-    return FAIL(ST_EINPUT, "%s: tensor \"%s\" has the shape %s, config.json asks for %s", c->weights_path, t->name, has_text,
-                want_text);
+    return FAIL(ST_EINPUT, "%s: tensor \"%s\" has the shape %s, config.json asks for %s", c->weights_path, t->name,
+                has_text, want_text);
 }
 
 static bool is_float(enum dtype dtype)

@@ -15,7 +15,13 @@ enum { SEMANTIC_ROWS = 4096, RESIDUAL_ROWS = 1024, CODE_DIM = 8, KERNEL = 7, UNI
 
 /* Gains in 2^−16, chosen so that a random codec keeps its activations near 1: a weight-normed convolution of white input
  * has the standard deviation g; a transposed one spreads g over out·stride outputs, two taps each. */
-enum { ONE = 1 << 16, HALF = 1 << 15, SQRT_HALF = 46341, FINAL_GAIN = 5243 /* 0.08: speech-like loudness after the growth of the units */, BOOK_GAIN = 20724 /* 1/√10: ten codebooks add up */ };
+enum {
+    ONE        = 1 << 16,
+    HALF       = 1 << 15,
+    SQRT_HALF  = 46341,
+    BOOK_GAIN  = 20724, /* 1/√10: ten codebooks add up                          */
+    FINAL_GAIN = 5243,  /* 0.08: speech-like loudness after the growth of the units */
+};
 
 struct builder {
     struct codec_layout layout;

@@ -186,8 +186,8 @@ static status_t read_quantization(json_t *root, const char *label, struct quanti
     const char *recipe = json_string_value(json_object_get(q, "recipe"));
     const char *hash   = json_string_value(json_object_get(q, "source_hash"));
     if (method && strcmp(method, "torchao") == 0)
-        return FAIL(ST_EINPUT, "%s: quantization.method \"torchao\": such a model.pth holds pickled TorchAO objects, which are "
-                               "not loaded; run `qsweep quantize` on the original checkpoint instead", label);
+        return FAIL(ST_EINPUT, "%s: quantization.method \"torchao\": such a model.pth holds pickled TorchAO objects, which "
+                               "are not loaded; run `qsweep quantize` on the original checkpoint instead", label);
     if (!method || strcmp(method, "qsweep") != 0)
         return FAIL(ST_EINPUT, "%s: quantization.method is not \"qsweep\"", label);
     if (!mode || strcmp(mode, "int8") != 0)
@@ -255,8 +255,8 @@ static status_t read_flat(struct section *s, struct model_config *c)
     const char *type   = json_string_value(value_of(s, "model_type"));
     bool        reward = false;
     if (!type || strcmp(type, "dual_ar") != 0)
-        return FAIL(ST_EINPUT, "%s: model_type \"%.40s\" is not supported (want dual_ar, or the nested form fish_qwen3_omni)",
-                    s->label, type ? type : "");
+        return FAIL(ST_EINPUT, "%s: model_type \"%.40s\" is not supported (want dual_ar or fish_qwen3_omni)", s->label,
+                    type ? type : "");
     c->family = FAMILY_S1;
     TRY(read_common(s, c));
     TRY(read_int(s, "codebook_size", 160, 1, MAX_WIDTH, &c->codebook_size));
@@ -298,7 +298,8 @@ static status_t read_nested(struct section *s, struct section *text, struct sect
                                "not supported", s->label);
 
     if (!value_of(s, "semantic_start_token_id") || !value_of(s, "semantic_end_token_id") || !value_of(s, "eos_token_id"))
-        return FAIL(ST_EINPUT, "%s: semantic_start_token_id, semantic_end_token_id and eos_token_id must be given", s->label);
+        return FAIL(ST_EINPUT, "%s: semantic_start_token_id, semantic_end_token_id and eos_token_id must be given",
+                    s->label);
     TRY(read_int(s, "semantic_start_token_id", 0, 0, MAX_VOCAB, &c->semantic_begin_id));
     TRY(read_int(s, "semantic_end_token_id", 0, 0, MAX_VOCAB, &c->semantic_end_id));
     return read_int(s, "eos_token_id", 0, 0, MAX_VOCAB, &c->im_end_id);

@@ -131,8 +131,8 @@ static status_t load(struct safetensors *s, const unsigned char *bytes, size_t s
             continue;
         }
         if (!tensor_name_valid(name, strlen(name))) {
-            st = FAIL(ST_EINPUT, "%s: the name of a tensor is empty, longer than %d bytes or has control characters", label,
-                      TENSOR_MAX_NAME);
+            st = FAIL(ST_EINPUT, "%s: the name of a tensor is empty, longer than %d bytes or has control characters",
+                      label, TENSOR_MAX_NAME);
             goto out;
         }
         struct tensor t = {.name = name};

@@ -122,9 +122,9 @@ static status_t write_nested_config(const struct synth *s)
                       "    \"text_config\": {\n%s"
                       "        \"initializer_range\": %s,\n        \"max_seq_len\": %d,\n"
                       "        \"tie_word_embeddings\": %s,\n        \"vocab_size\": %d\n    }\n}",
-                      fast, c->num_codebooks + 1, c->num_codebooks, c->codebook_size, c->semantic_begin_id - 1, c->im_end_id,
-                      c->semantic_begin_id - 9, c->semantic_end_id, c->semantic_begin_id, slow, shape->initializer_range,
-                      c->max_seq_len, truth(c->tie_word_embeddings), c->vocab_size);
+                      fast, c->num_codebooks + 1, c->num_codebooks, c->codebook_size, c->semantic_begin_id - 1,
+                      c->im_end_id, c->semantic_begin_id - 9, c->semantic_end_id, c->semantic_begin_id, slow,
+                      shape->initializer_range, c->max_seq_len, truth(c->tie_word_embeddings), c->vocab_size);
 }
 
 /* ---- weights ---- */

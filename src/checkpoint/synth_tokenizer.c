@@ -219,10 +219,12 @@ static status_t write_specials(int n_ranks, struct outfile *f)
     char line[64];
     int  n_control = (int)(sizeof control / sizeof *control);
     for (int i = 0; i < SPECIALS; i++) {
-        const char *before = i ? ",\n" : "{\n";
-        int         n      = i < n_control
-                                 ? snprintf(line, sizeof line, "%s  \"<|%s|>\": %d", before, control[i], n_ranks + i)
-                                 : snprintf(line, sizeof line, "%s  \"<|semantic:%d|>\": %d", before, i - n_control, n_ranks + i);
+        char name[32];
+        if (i < n_control)
+            snprintf(name, sizeof name, "%s", control[i]);
+        else
+            snprintf(name, sizeof name, "semantic:%d", i - n_control);
+        int n = snprintf(line, sizeof line, "%s  \"<|%s|>\": %d", i ? ",\n" : "{\n", name, n_ranks + i);
         TRY(outfile_write(f, line, (size_t)n));
     }
     return outfile_write(f, "\n}", 2);

@@ -113,8 +113,8 @@ static status_t copy_strided(struct torch_file *f, const char *label, const char
                              const struct zip_entry *entry, struct tensor *out, size_t *copied, size_t file_size)
 {
     if (out->bytes > file_size - *copied)
-        return FAIL(ST_EINPUT, "%s: tensor \"%s\": its strides repeat data beyond the size of the file; save it contiguous",
-                    label, name);
+        return FAIL(ST_EINPUT, "%s: tensor \"%s\": its strides repeat data beyond the size of the file; save it "
+                               "contiguous", label, name);
     *copied += out->bytes;
     unsigned char *copy   = malloc(out->bytes);
     void         **copies = realloc(f->copies, (f->n_copies + 1) * sizeof *copies);

@@ -221,7 +221,7 @@ static status_t begin_record(struct torch_writer *w, const char *name, uint64_t 
     struct record *r = &w->records[w->n_records++];
     struct buffer  b = {0};
     bool           wide = size >= UINT32_MAX;
-    *r                  = (struct record){.offset = outfile_size(w->file), .size = size, .crc32 = (uint32_t)crc32(0, NULL, 0)};
+    *r = (struct record){.offset = outfile_size(w->file), .size = size, .crc32 = (uint32_t)crc32(0, NULL, 0)};
     snprintf(r->name, sizeof r->name, "%s/%s", w->folder, name);
     uint64_t before  = r->offset + 30 + strlen(r->name) + (wide ? 20 : 0) + 4;
     uint64_t padding = (ALIGNMENT - before % ALIGNMENT) % ALIGNMENT;

@@ -168,8 +168,9 @@ static void print_parts(const struct sum by_part[PARTS], const struct sum *all)
     printf("\n%-22s %8s %-12s %15s %15s\n", "part", "tensors", "dtype", "parameters", "bytes");
     for (int p = 0; p < PARTS; p++)
         if (by_part[p].tensors)
-            printf("%-22s %8zu %-12s %15s %15s\n", parts[p].title, by_part[p].tensors, dtypes_text(by_part[p].dtypes, dtypes),
-                   grouped((unsigned long long)by_part[p].parameters), grouped(by_part[p].bytes));
+            printf("%-22s %8zu %-12s %15s %15s\n", parts[p].title, by_part[p].tensors,
+                   dtypes_text(by_part[p].dtypes, dtypes), grouped((unsigned long long)by_part[p].parameters),
+                   grouped(by_part[p].bytes));
     printf("%-22s %8zu %-12s %15s %15s\n", "all", all->tensors, dtypes_text(all->dtypes, dtypes),
            grouped((unsigned long long)all->parameters), grouped(all->bytes));
 }
@@ -240,8 +241,8 @@ static json_t *tensors_json(const struct tensor_set *set)
         json_t              *shape = json_array();
         for (int k = 0; k < t->rank; k++)
             json_array_append_new(shape, json_integer(t->shape[k]));
-        json_array_append_new(list, json_pack("{s:s, s:s, s:o, s:I}", "name", t->name, "dtype", dtype_name(t->dtype), "shape",
-                                              shape, "bytes", (json_int_t)t->bytes));
+        json_array_append_new(list, json_pack("{s:s, s:s, s:o, s:I}", "name", t->name, "dtype", dtype_name(t->dtype),
+                                              "shape", shape, "bytes", (json_int_t)t->bytes));
     }
     return list;
 }
@@ -279,8 +280,8 @@ static status_t print_json(const struct findings *x, const struct request *r)
     char                       dtypes[96];
     sum_parts(&x->c->tensors, by_part, &all);
     json_t *root = json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:s, s:s, s:s, s:i, s:i, s:i, s:i}", "checkpoint", x->c->dir,
-                             "weights", x->c->weights_path, "family", config->family == FAMILY_S2 ? "S2" : "S1", "parameters",
-                             (json_int_t)all.parameters, "tensor_count", (json_int_t)all.tensors, "bytes",
+                             "weights", x->c->weights_path, "family", config->family == FAMILY_S2 ? "S2" : "S1",
+                             "parameters", (json_int_t)all.parameters, "tensor_count", (json_int_t)all.tensors, "bytes",
                              (json_int_t)all.bytes, "dtypes", dtypes_text(all.dtypes, dtypes), "quantization",
                              recipe_name(config->quantization.recipe), "fingerprint", x->fingerprint, "max_seq_len",
                              config->max_seq_len, "semantic_begin_id", config->semantic_begin_id, "semantic_end_id",
@@ -329,7 +330,7 @@ static int parse(int argc, char **argv, struct request *r)
         }
     }
     if (optind + 1 != argc) {
-        fputs("qsweep inspect: want one checkpoint folder, for example `qsweep inspect checkpoints/openaudio-s1-mini`\n", stderr);
+        fputs("qsweep inspect: want one folder, for example `qsweep inspect checkpoints/openaudio-s1-mini`\n", stderr);
         return 2;
     }
     r->dir = argv[optind];

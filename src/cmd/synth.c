@@ -57,8 +57,8 @@ static void measure(const char *dir, char *json, size_t size)
              "    \"nucleus\": {\"median\": %d, \"least\": %d, \"most\": %d}, \"logit_sigma\": %.2f,\n"
              "    \"fast_nucleus\": {\"median\": %d, \"least\": %d, \"most\": %d}, \"fast_logit_sigma\": %.2f,\n"
              "    \"semantic_mass\": %.4f, \"im_end_mass\": %.4f}",
-             n.n_frames, n.slow, n.slow_least, n.slow_most, n.slow_sigma, n.fast, n.fast_least, n.fast_most, n.fast_sigma,
-             n.semantic_mass, n.im_end_mass);
+             n.n_frames, n.slow, n.slow_least, n.slow_most, n.slow_sigma, n.fast, n.fast_least, n.fast_most,
+             n.fast_sigma, n.semantic_mass, n.im_end_mass);
 }
 
 static int list_shapes(FILE *to)
@@ -147,10 +147,10 @@ const struct command command_synth = {
     .summary = "make a checkpoint with random weights in the real formats",
     .help    = "usage: qsweep synth DIR [--shape NAME] [--seed N] [--codec]\n"
                "\n"
-               "Makes the folder DIR with config.json, the weights, the tokenizer files (S1) and synth.json, which records\n"
-               "shape, seed and the width of the sampling nucleus, predicted and measured by decoding a few frames. The same\n"
-               "shape and seed give the same bytes on every machine. DIR must not exist; free disk is checked first; nothing\n"
-               "half-written is left.\n"
+               "Makes the folder DIR with config.json, the weights, the tokenizer files (S1) and synth.json, which\n"
+               "records shape, seed and the width of the sampling nucleus, predicted and measured by decoding a few\n"
+               "frames. The same shape and seed give the same weights on every machine. DIR must not exist; free disk is\n"
+               "checked first; nothing half-written is left.\n"
                "\n"
                "  --shape NAME   s1-nano (default), s1-micro, s1-mini, s2-nano or s2-pro\n"
                "  --seed N       0 to 2^64-1 (default 0)\n"

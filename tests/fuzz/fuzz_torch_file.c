@@ -10,9 +10,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         return 0;
     const struct tensor_set *set = torch_file_tensors(f);
     unsigned                 sum = 0;
-    for (size_t i = 0; i < set->count; i++)
-        for (size_t k = 0; k < set->items[i].bytes; k += 1 + set->items[i].bytes / 64)
-            sum += ((const unsigned char *)set->items[i].data)[k] + ((const unsigned char *)set->items[i].data)[set->items[i].bytes - 1 - k];
+    for (size_t i = 0; i < set->count; i++) {
+        const unsigned char *data  = set->items[i].data;
+        size_t               bytes = set->items[i].bytes;
+        for (size_t k = 0; k < bytes; k += 1 + bytes / 64)
+            sum += data[k] + data[bytes - 1 - k];
+    }
     *(volatile unsigned *)&sum = sum;
     torch_file_close(f);
     return 0;
