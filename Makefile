@@ -157,7 +157,8 @@ cov: ## line coverage of the unit tests (gcov summary)
 FUZZ_SECONDS ?= 5
 FUZZ_BIN     := $(FUZZ_SRC:%.c=$(BUILD)/%)
 FUZZ_LIB     := $(BUILD)/libparse.a
-FUZZ_OBJ     := $(filter-out $(foreach d,backend store launch cmd bench,$(BUILD)/src/$(d)/%),$(LIB_OBJ))
+FUZZ_OBJ     := $(filter-out $(foreach d,backend launch cmd bench,$(BUILD)/src/$(d)/%),$(LIB_OBJ)) \
+                $(patsubst %,$(BUILD)/src/%.c.o,backend/memory bench/result bench/stats bench/summary)
 $(FUZZ_LIB): $(FUZZ_OBJ)
 	@rm -f $@
 	ar rcs $@ $^

@@ -22,8 +22,8 @@ enum cell_part {
 /* Write r below `group` (an empty group or the root of a new file). */
 status_t cell_group_write(hid_t group, const struct result *r);
 
-/* Give the trace of cells/<id> its dimension scale t_ns, which netCDF readers follow. Scales hold object references, which
- * a copy breaks: to be called on the last copy, and again after each. */
+/* Give the trace of cells/<id> its dimension scale t_ns, which netCDF readers follow. Scales hold object references,
+ * which a copy breaks: to be called on the last copy, and again after each. */
 status_t cell_group_attach_scales(hid_t cells, const char *id);
 
 /* Read the wanted parts; *out is initialised here and empty on failure. ST_EINPUT for another schema or anything that

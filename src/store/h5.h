@@ -12,7 +12,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Limits of what a reader believes. 2²⁴ steps are nine days of speech; a trace at 10 ms reaches 2²⁴ rows in 46 hours. */
+/* Limits of what a reader believes. 2²⁴ steps are nine days of speech; a trace at 10 ms reaches 2²⁴ rows in 46 hours.
+ */
 enum { H5_ROWS_MAX = 1 << 24, H5_TEXT_MAX = 16 << 20 };
 
 /* Every public function of store/ calls this first: HDF5 stays silent on this thread, and failures from here on name
@@ -24,10 +25,11 @@ const char *h5_label(void);
 status_t h5_check(int64_t result, const char *call, const char *file, int line);
 #define H5_DO(call) h5_check((int64_t)(call), #call, __FILE__, __LINE__)
 
-/* Open for reading without locks: our files are complete when they have their name, and locks fail on NFS and Lustre. */
+/* Open for reading without locks: our files are complete when they have their name, and locks fail on NFS and Lustre.
+ */
 status_t h5_open_read(const char *path, hid_t *out);
 /* Close any kind of handle; invalid handles are fine. */
-void h5_close(hid_t handle);
+void     h5_close(hid_t handle);
 
 /* A child group whose object carries no times. */
 status_t h5_make_group(hid_t where, const char *name, hid_t *out);
@@ -36,7 +38,8 @@ status_t h5_find_group(hid_t where, const char *name, hid_t *out);
 
 /* Attributes: scalar UTF-8 texts of variable length, int64, uint64, float64. */
 status_t h5_put_text(hid_t where, const char *name, const char *value);
-status_t h5_put_fixed_text(hid_t where, const char *name, const char *value); /* ASCII of fixed length, for HDF5's own */
+status_t h5_put_fixed_text(hid_t where, const char *name,
+                           const char *value); /* ASCII of fixed length, for HDF5's own */
 status_t h5_put_int(hid_t where, const char *name, int64_t value);
 status_t h5_put_uint(hid_t where, const char *name, uint64_t value);
 status_t h5_put_real(hid_t where, const char *name, double value);
@@ -64,7 +67,8 @@ status_t h5_put_column(hid_t group, const char *name, enum h5_kind kind, const v
                        const char *long_name, const char *meanings);
 /* Rows of a column; ST_OK and *found = false when there is none. */
 status_t h5_column_rows(hid_t group, const char *name, size_t *rows, bool *found);
-/* Read exactly n rows into data of `kind`; a column of another length is an error. found may be NULL: it must be there. */
+/* Read exactly n rows into data of `kind`; a column of another length is an error. found may be NULL: it must be there.
+ */
 status_t h5_get_column(hid_t group, const char *name, enum h5_kind kind, void *data, size_t n, bool *found);
 
 /* A text as a scalar dataset of fixed length (any size, unlike a fixed attribute). */
@@ -73,7 +77,8 @@ status_t h5_get_document(hid_t group, const char *name, char **out, bool *found)
 
 /* Names as a column of fixed-length UTF-8 texts. */
 status_t h5_put_names(hid_t group, const char *name, const char *const *names, size_t n, const char *long_name);
-/* Read them back as one block of *n names of *width bytes each (NUL-terminated), at most max_rows; the caller frees it. */
+/* Read them back as one block of *n names of *width bytes each (NUL-terminated), at most max_rows; the caller frees it.
+ */
 status_t h5_get_names(hid_t group, const char *name, size_t max_rows, char **block, size_t *n, size_t *width);
 
 /* A copy of text in which bytes that are not UTF-8 became '?' and control characters but tab and newline became ' ';

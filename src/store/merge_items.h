@@ -1,4 +1,5 @@
-/* merge_items.h — what a merge starts from: one item a cell, the best of all inputs, sorted by id. Private to store/. */
+/* merge_items.h — what a merge starts from: one item a cell, the best of all inputs, sorted by id. Private to store/.
+ */
 #ifndef QSWEEP_STORE_MERGE_ITEMS_H
 #define QSWEEP_STORE_MERGE_ITEMS_H
 
@@ -28,9 +29,9 @@ struct item {
     bool               damaged; /* ITEM_EMPTY: there is a file, but it cannot be read        */
     bool               reused;  /* taken over from the existing output                       */
     uint32_t           input;
-    char              *file;    /* relative to the results folder, NULL when there was none  */
-    char              *reason;  /* ITEM_EMPTY: why it is invalid, else NULL                  */
-    const struct cell *plan;    /* borrowed from the plan; NULL when no plan names the cell  */
+    char              *file;   /* relative to the results folder, NULL when there was none  */
+    char              *reason; /* ITEM_EMPTY: why it is invalid, else NULL                  */
+    const struct cell *plan;   /* borrowed from the plan; NULL when no plan names the cell  */
     uint64_t           size, sum;
     int64_t            started_ns;
 };

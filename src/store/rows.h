@@ -1,4 +1,5 @@
-/* rows.h — structs in memory, columns in the file: which member of a row is which dataset, in which unit. Private to store/. */
+/* rows.h — structs in memory, columns in the file: which member of a row is which dataset, in which unit. Private to
+ * store/. */
 #ifndef QSWEEP_STORE_ROWS_H
 #define QSWEEP_STORE_ROWS_H
 
@@ -37,14 +38,13 @@ struct row_kind {
         name, "1", long_name, offsetof(struct type, field), M_INT, meanings                                            \
     }
 
-
 extern const struct row_kind sample_rows, trace_rows, quality_rows, quality_text_rows, quality_linear_rows;
 
 /* Write rows [n] as the columns of a new group below cell; nothing for n = 0. */
 status_t rows_write(hid_t cell, const struct row_kind *kind, const void *rows, size_t n);
 
-/* Read a group back: *rows is malloc'ed with room for result_room(*n), untouched when the group is absent or empty. Columns
- * that the file does not have, or that `wanted` (may be NULL) declines, are unknown. */
+/* Read a group back: *rows is malloc'ed with room for result_room(*n), untouched when the group is absent or empty.
+ * Columns that the file does not have, or that `wanted` (may be NULL) declines, are unknown. */
 status_t rows_read(hid_t cell, const struct row_kind *kind, bool (*wanted)(const char *), void **rows, size_t *n);
 
 /* Members of one result as float64 attributes of a group. */

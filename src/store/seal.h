@@ -1,11 +1,11 @@
-/* seal.h — the first 512 bytes of our HDF5 files: text that says what the file is, how long, and an XXH3-64 of the rest.
+/* seal.h — the first 512 bytes of our HDF5 files: text that says what the file is, how long, and an XXH3-64 of the
+ * rest.
  *
- * HDF5 calls these bytes the user block and skips them. A file that was cut short or altered is found out by them before
- * HDF5's parser, which crashes or loops on some damaged files, sees a byte. The text is
- *     <head lines>          "qsweep-cell 1.0.0\nid …\n…", each file kind its own
- *     size <bytes of the file>
- *     xxh3 <16 hex digits, over all lines above and everything after the 512 bytes>
- * and zeros. Against an attacker it proves nothing: who writes a hostile file can seal it. Private to store/. */
+ * HDF5 calls these bytes the user block and skips them. A file that was cut short or altered is found out by them
+ * before HDF5's parser, which crashes or loops on some damaged files, sees a byte. The text is <head lines>
+ * "qsweep-cell 1.0.0\nid …\n…", each file kind its own size <bytes of the file> xxh3 <16 hex digits, over all lines
+ * above and everything after the 512 bytes> and zeros. Against an attacker it proves nothing: who writes a hostile file
+ * can seal it. Private to store/. */
 #ifndef QSWEEP_STORE_SEAL_H
 #define QSWEEP_STORE_SEAL_H
 

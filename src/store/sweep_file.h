@@ -7,7 +7,7 @@
 
 #include <stdbool.h>
 
-#define SWEEP_SCHEMA_NAME    "qsweep-sweep"
+#define SWEEP_SCHEMA_NAME "qsweep-sweep"
 #define SWEEP_SCHEMA_VERSION "1.0.0"
 
 /* ---- writing: merge ---------------------------------------------------------------------------------------------- */
@@ -16,9 +16,9 @@
 struct sweep_meta {
     const char        *job_text; /* the job file as read                                                     */
     const char        *command;
-    const struct cell *plan;     /* planned cells: those without a file get a row of status pending          */
+    const struct cell *plan; /* planned cells: those without a file get a row of status pending          */
     size_t             n_plan;
-    const char *const *invalid;  /* [n_plan] NULL, or why a cell cannot run: then its row is invalid, or NULL */
+    const char *const *invalid; /* [n_plan] NULL, or why a cell cannot run: then its row is invalid, or NULL */
 };
 
 /* inputs: folders that hold cells/ (and plan.json, progress.jsonl), or merged files. The best result of a cell wins:
@@ -50,21 +50,21 @@ status_t sweep_file_merge(const char *dir, const char *path, const struct sweep_
 /* ---- reading ----------------------------------------------------------------------------------------------------- */
 
 struct sweep_file;
-/* Reads /summary of a merged file, or of sweep.h5 in a folder. ST_EINPUT for a damaged or changed file (up to 1 GiB by its
- * checksum, above by its size alone) or another schema. Rows are in summary_order. */
-status_t sweep_file_open(const char *path, struct sweep_file **out);
+/* Reads /summary of a merged file, or of sweep.h5 in a folder. ST_EINPUT for a damaged or changed file (up to 1 GiB by
+ * its checksum, above by its size alone) or another schema. Rows are in summary_order. */
+status_t                  sweep_file_open(const char *path, struct sweep_file **out);
 /* The same for a file whose checksum no longer fits, because its owner annotated it or because it is damaged. */
-status_t sweep_file_open_changed(const char *path, struct sweep_file **out);
-void     sweep_file_close(struct sweep_file *f); /* NULL is accepted */
-size_t   sweep_file_rows(const struct sweep_file *f);
+status_t                  sweep_file_open_changed(const char *path, struct sweep_file **out);
+void                      sweep_file_close(struct sweep_file *f); /* NULL is accepted */
+size_t                    sweep_file_rows(const struct sweep_file *f);
 const struct summary_row *sweep_file_row(const struct sweep_file *f, size_t i);
 /* A whole cell back (samples, steps, trace); the caller frees it with result_free(). */
-status_t sweep_file_cell(const struct sweep_file *f, const char *id, struct result *out);
+status_t                  sweep_file_cell(const struct sweep_file *f, const char *id, struct result *out);
 /* The job text(s); "" when the folder had none. Owned by f. */
-const char *sweep_file_job(const struct sweep_file *f);
+const char               *sweep_file_job(const struct sweep_file *f);
 
-/* Compare every cell with what the inputs hold now: each cell file is read again, checksums and all. ST_EINPUT names the
- * first cell that differs. */
+/* Compare every cell with what the inputs hold now: each cell file is read again, checksums and all. ST_EINPUT names
+ * the first cell that differs. */
 status_t sweep_file_verify(const char *path, const char *const *inputs, size_t n_inputs, size_t *n_compared);
 
 #endif

@@ -1,7 +1,7 @@
 /* table.h — an array of structs as one compound dataset: the tables /summary, /sources and /events. Private to store/.
  *
- * Rows go in and out in pieces, so that a table of 100,000 rows costs a buffer of a few hundred. h5py reads a table in one
- * call; units and definitions are attributes "units.<column>" and "definition.<column>". */
+ * Rows go in and out in pieces, so that a table of 100,000 rows costs a buffer of a few hundred. h5py reads a table in
+ * one call; units and definitions are attributes "units.<column>" and "definition.<column>". */
 #ifndef QSWEEP_STORE_TABLE_H
 #define QSWEEP_STORE_TABLE_H
 

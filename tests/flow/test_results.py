@@ -109,6 +109,11 @@ try:
         check("h5py: the trace has t_ns as its dimension scale", all(
             cell["trace"][c].dims[0][0] == cell["trace/t_ns"] for c in cell["trace"] if c != "t_ns"))
         check("h5py: unknown bytes are NaN", numpy.isnan(cell["trace/device_used_bytes"][:]).all())
+        with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../results/README.md")) as r:
+            readme = r.read()
+        unnamed = [c for g in ("samples", "trace", "frames", "memory") for c in cell[g] if not re.search(r"\b%s\b" % c, readme)]
+        check("results/README.md names every column of a cell and every object of the file", not unnamed and
+              all("`/%s" % name in readme for name in f), unnamed)
         check("h5py: attributes say what the file is", f.attrs["schema"] == "qsweep-sweep" and f.attrs["schema_version"] == "1.0.0"
               and f.attrs["default"] == "summary" and cell.attrs["schema"] == "qsweep-cell")
     try:
