@@ -146,6 +146,7 @@ out:
 void cell_file_library(char *out, size_t size)
 {
     unsigned major = 0, minor = 0, release = 0;
+    h5_begin("HDF5", ST_EIO); /* it must come before any other call into the library */
     H5get_libversion(&major, &minor, &release);
     snprintf(out, size, "%u.%u.%u", major, minor, release);
 }
