@@ -43,6 +43,7 @@ struct launcher {
     bool                 dynamic, stopping, finished, no_more, asked_work, released, group_broken;
     bool                 any_broken; /* rank 0: some rank could not do its work */
     int64_t              ask_again_ns;
+    int                  refused;    /* times in a row that there was no work for us now */
     int                  n_finished; /* rank 0: ranks that are through */
 };
 
@@ -134,12 +135,13 @@ static void obey(struct launcher *l, const struct order *o)
         break;
     case TELL_WORK:
         l->asked_work = false;
+        l->refused = 0;
         if (add_cells(l, o->cells, o->n) != ST_OK)
             l->group_broken = true;
         break;
     case TELL_WAIT:
         l->asked_work = false;
-        l->ask_again_ns = clock_ns() + 50000000;
+        l->ask_again_ns = clock_ns() + mail_ask_again_ns(l->refused++);
         break;
     default:
         l->no_more = true;
