@@ -14,6 +14,10 @@ STATIC  ?= 1
 # Architectures of the GPU code. CI builds sm_90 + PTX; `make release` builds them all; CUDA_ARCH=sm_86 narrows it.
 CUDA_ARCH ?= sm_90
 
+# Short lines while building; `make V=1` shows the commands.
+Q       := $(if $(V),,@)
+say      = $(if $(V),,@printf '  %-5s %s\n' $(1) $(2))
+
 CFLAGS  ?= -O2 -g
 LDFLAGS ?=
 WARN    := -Wall -Wextra -Wshadow -Wno-unused-parameter
@@ -54,17 +58,20 @@ PROGRAMS := $(BUILD)/qsweep $(if $(filter 1,$(MPI)),$(BUILD)/qsweep-mpi)
 all: $(PROGRAMS) ## build qsweep, and qsweep-mpi where an MPI compiler is found
 
 $(BUILD)/qsweep: $(BUILD)/src/main.c.o $(FABRIC_SOLO) $(LIB) $(CUDA_OBJ)
-	$(CC) $(CFLAGS) -pthread -Wl,--gc-sections -Wl,--as-needed -o $@ $(BUILD)/src/main.c.o $(FABRIC_SOLO) \
+	$(call say,LINK,$@)
+	$(Q)$(CC) $(CFLAGS) -pthread -Wl,--gc-sections -Wl,--as-needed -o $@ $(BUILD)/src/main.c.o $(FABRIC_SOLO) \
 	    -Wl,--start-group $(LIB) $(CUDA_OBJ) -Wl,--end-group $(LIBS) $(CUDA_LIBS) $(LDFLAGS)
 
 $(BUILD)/qsweep-mpi: $(BUILD)/src/main.c.o $(FABRIC_MPI) $(LIB) $(CUDA_OBJ) $(BUILD)/qsweep
-	$(MPICC) $(CFLAGS) -pthread -Wl,--gc-sections -Wl,--as-needed -o $@ $(BUILD)/src/main.c.o $(FABRIC_MPI) \
+	$(call say,LINK,$@)
+	$(Q)$(MPICC) $(CFLAGS) -pthread -Wl,--gc-sections -Wl,--as-needed -o $@ $(BUILD)/src/main.c.o $(FABRIC_MPI) \
 	    -Wl,--start-group $(LIB) $(CUDA_OBJ) -Wl,--end-group $(LIBS) $(CUDA_LIBS) $(LDFLAGS)
 
 
 $(LIB): $(LIB_OBJ)
 	@rm -f $@
-	ar rcs $@ $^
+	$(call say,AR,$@)
+	$(Q)ar rcs $@ $^
 
 $(BUILD)/src/launch/fabric_mpi.c.o: CC = $(MPICC) # the only object that can see <mpi.h>
 $(BUILD)/src/backend/cpu_codec.c.o: EXTRA += -O3  # plain loops over a row: vectorised only from here on
@@ -86,11 +93,13 @@ FORCE:
 
 $(BUILD)/%.c.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) -MMD -MP -c $< -o $@
+	$(call say,CC,$<)
+	$(Q)$(CC) $(ALL_CFLAGS) -MMD -MP -c $< -o $@
 
 $(BUILD)/%.cu.o: %.cu $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(NVCC) -std=c++17 $(NVFLAGS) $(ARCHES) -Isrc -I. -MMD -MP -c $< -o $@
+	$(call say,NVCC,$<)
+	$(Q)$(NVCC) -std=c++17 $(NVFLAGS) $(ARCHES) -Isrc -I. -MMD -MP -c $< -o $@
 
 # ---- tests -------------------------------------------------------------------------------------------------------
 # A unit test is tests/{unit,golden}/test_*.c, linked with the library and cmocka. A flow test is an executable script
@@ -161,7 +170,8 @@ FUZZ_OBJ     := $(filter-out $(foreach d,backend launch cmd bench,$(BUILD)/src/$
                 $(patsubst %,$(BUILD)/src/%.c.o,backend/memory bench/result bench/stats bench/summary)
 $(FUZZ_LIB): $(FUZZ_OBJ)
 	@rm -f $@
-	ar rcs $@ $^
+	$(call say,AR,$@)
+	$(Q)ar rcs $@ $^
 $(BUILD)/tests/fuzz/%: $(BUILD)/tests/fuzz/%.c.o $(FUZZ_LIB)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -fsanitize=fuzzer -pthread -o $@ $< $(FUZZ_LIB) $(LIBS) $(LDFLAGS)

@@ -5,6 +5,7 @@
 #   CHECKPOINT=DIR   the model; default: a synthetic one of the real formats under build/checkpoints
 #   SAMPLES=N        requests per text            JOB=FILE     another job file
 #   DEVICE=cpu|cuda  default: cuda when a GPU is usable
+#   CODEC=off|fp32|bf16|int8   the same codec in every cell, default bf16 where the checkpoint has codec.pth
 #   OUTPUT=DIR       default results/compare      FRESH=1      measure anew; the old folder is renamed
 set -eu
 cd "$(dirname "$0")/.."
@@ -23,11 +24,11 @@ else
     synthetic=1
     shape=${SHAPE:-$([ "$device" = cuda ] && echo s1-mini || echo s1-nano)}
     checkpoint=$build/checkpoints/$shape
-    [ -e "$checkpoint/config.json" ] || "$qsweep" synth "$checkpoint" --shape "$shape" --seed 1 >&2
+    [ -e "$checkpoint/config.json" ] || "$qsweep" synth "$checkpoint" --shape "$shape" --seed 1 --codec >&2
 fi
 
 # The INT8 copy is made once: it is reused while its recorded source is this very checkpoint.
-source_hash=$("$qsweep" inspect "$checkpoint" --fingerprint)
+source_hash=$("$qsweep" inspect "$checkpoint" -o json | "$build/python" -c 'import json, sys; print(json.load(sys.stdin)["fingerprint"])')
 int8=
 for dir in "$checkpoint"-int8-torchao-*; do
     if [ -e "$dir/config.json" ] && grep -q "\"source_hash\": \"$source_hash\"" "$dir/config.json"; then int8=$dir; fi
@@ -40,7 +41,10 @@ else
 fi
 
 args=(--set "model=$checkpoint" --set "prequantized.int8=$int8" --set "device=$device" --set "output=$output")
-[ -n "${synthetic:-}" ] && args+=(--set workload.max_new_tokens=256) # random weights never stop by themselves
+# Random weights never stop by themselves: 256 frames on a GPU, 128 on a CPU (2 minutes on two cores, codec included).
+[ -n "${synthetic:-}" ] && args+=(--set "workload.max_new_tokens=$([ "$device" = cuda ] && echo 256 || echo 128)")
+codec=${CODEC:-$([ -e "$checkpoint/codec.pth" ] && echo bf16 || echo off)}
+args+=(--set "codec=$codec")
 [ -n "${SAMPLES:-}" ] && args+=(--set "workload.samples=$SAMPLES")
 
 # The same job and weights resume; anything else, or FRESH=1, moves the old folder aside. Nothing is deleted.
