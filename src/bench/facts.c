@@ -145,10 +145,10 @@ status_t facts_host(struct result *r)
 status_t facts_job(struct result *r)
 {
     static const char *const names[] = {
-        "SLURM_JOB_ID",        "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT",
-        "SLURM_CLUSTER_NAME",  "SLURM_JOB_NODELIST", "SLURM_JOB_PARTITION", "SLURM_PROCID",
-        "SLURM_LOCALID",       "SLURM_NODEID",       "SLURM_STEP_ID",       "OMPI_COMM_WORLD_RANK",
-        "OMPI_COMM_WORLD_SIZE", "PMIX_NAMESPACE",    "CUDA_VISIBLE_DEVICES",
+        "SLURM_JOB_ID",         "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID",  "SLURM_RESTART_COUNT",
+        "SLURM_CLUSTER_NAME",   "SLURM_JOB_NODELIST", "SLURM_JOB_PARTITION",  "SLURM_PROCID",
+        "SLURM_LOCALID",        "SLURM_NODEID",       "SLURM_STEP_ID",        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE", "PMIX_NAMESPACE",     "CUDA_VISIBLE_DEVICES",
     };
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         const char *value = getenv(names[i]);
@@ -200,15 +200,16 @@ void cpu_time_read(struct cpu_time *out)
     *out = (struct cpu_time){NAN, NAN};
     char               line[512];
     unsigned long long user, nice_, system, idle, iowait, irq, softirq, steal;
-    /* proc(5): user nice system idle iowait irq softirq steal, in clock ticks; steal is the hypervisor's other guests. */
+    /* proc(5): user nice system idle iowait irq softirq steal, in clock ticks; steal is the hypervisor's other guests.
+     */
     if (first_line("/proc/stat", line, sizeof line) &&
-        sscanf(line, "cpu %llu %llu %llu %llu %llu %llu %llu %llu", &user, &nice_, &system, &idle, &iowait, &irq, &softirq,
-               &steal) == 8)
+        sscanf(line, "cpu %llu %llu %llu %llu %llu %llu %llu %llu", &user, &nice_, &system, &idle, &iowait, &irq,
+               &softirq, &steal) == 8)
         out->host_busy_s = (double)(user + nice_ + system + irq + softirq + steal) / (double)sysconf(_SC_CLK_TCK);
     struct rusage u;
     if (getrusage(RUSAGE_SELF, &u) == 0)
-        out->own_s = (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) +
-                     (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) * 1e-6;
+        out->own_s =
+            (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) + (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) * 1e-6;
 }
 
 double cpu_time_others(const struct cpu_time *from, const struct cpu_time *to)

@@ -53,9 +53,9 @@ static status_t decode(struct session *s, int max, const volatile sig_atomic_t *
 /* Count frames and hash codes, sequence by sequence; say why the sample ended. */
 static void sum_up(const struct session *s, int max, int steps, struct sample *sample)
 {
-    size_t width = 1 + (size_t)s->checkpoint->config.num_codebooks;
-    int    ended = 0, batch = s->cell->batch;
-    bool   fixed = s->cell->workload.length == LENGTH_FIXED;
+    size_t        width = 1 + (size_t)s->checkpoint->config.num_codebooks;
+    int           ended = 0, batch = s->cell->batch;
+    bool          fixed = s->cell->workload.length == LENGTH_FIXED;
     XXH3_state_t *hash = XXH3_createState();
     if (hash)
         XXH3_64bits_reset(hash);
@@ -65,7 +65,8 @@ static void sum_up(const struct session *s, int max, int steps, struct sample *s
         sample->frames += frames;
         ended += !fixed && decoder_stopped(s->decoder, b) && frames > 0;
         if (hash)
-            XXH3_64bits_update(hash, s->frames + (size_t)b * (size_t)max * width, (size_t)frames * width * sizeof(int32_t));
+            XXH3_64bits_update(hash, s->frames + (size_t)b * (size_t)max * width,
+                               (size_t)frames * width * sizeof(int32_t));
     }
     sample->codes_hash = hash ? XXH3_64bits_digest(hash) : 0;
     XXH3_freeState(hash);
@@ -73,8 +74,8 @@ static void sum_up(const struct session *s, int max, int steps, struct sample *s
     sample->audio_s = (sample->frames - ended) * FRAME_S;
 }
 
-/* The codec's share: every utterance of the batch, one after the other. *first_ms is the time to the first sound had the
- * codec followed the decoder chunk by chunk: prefill, the first chunk's steps, the codec's first chunk. */
+/* The codec's share: every utterance of the batch, one after the other. *first_ms is the time to the first sound had
+ * the codec followed the decoder chunk by chunk: prefill, the first chunk's steps, the codec's first chunk. */
 static status_t speak(struct session *s, const struct request *request, int max, struct sample *sample)
 {
     size_t width = 1 + (size_t)s->checkpoint->config.num_codebooks;

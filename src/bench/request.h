@@ -6,8 +6,8 @@
 
 #include <signal.h>
 
-/* Noise sequence numbers of sample i are i·batch … i·batch + batch − 1: utterances differ within a batch, and a sample's
- * noise does not depend on the process or order it ran in. Warm-up requests count from here. */
+/* Noise sequence numbers of sample i are i·batch … i·batch + batch − 1: utterances differ within a batch, and a
+ * sample's noise does not depend on the process or order it ran in. Warm-up requests count from here. */
 #define WARMUP_SEQUENCE 0x80000000u
 
 struct request {

@@ -7,7 +7,7 @@ const char WARMUP_TEXT[] = "Warmup test sentence.";
 
 status_t session_open_device(struct session *s, const struct work *work)
 {
-    const struct cell    *cell = &work->cell;
+    const struct cell     *cell = &work->cell;
     struct backend_options options = {
         .n_threads = work->n_threads,
         .pin = work->pin,

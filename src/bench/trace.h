@@ -1,7 +1,8 @@
 /* trace.h — a thread that writes down memory (and, with a device's source, clocks and power) every few milliseconds.
  *
- * Every tick: our ledger's bytes, RSS, phase. PSS walks the page tables (10 ms for 2 GB of 4 KiB pages), so it is read every
- * 100 ms or, if one reading costs more than 1 ms, seldom enough to take at most 1 % of one core; between, it is unknown. */
+ * Every tick: our ledger's bytes, RSS, phase. PSS walks the page tables (10 ms for 2 GB of 4 KiB pages), so it is read
+ * every 100 ms or, if one reading costs more than 1 ms, seldom enough to take at most 1 % of one core; between, it is
+ * unknown. */
 #ifndef QSWEEP_BENCH_TRACE_H
 #define QSWEEP_BENCH_TRACE_H
 
@@ -23,18 +24,19 @@ struct trace_options {
     struct trace_source source;
 };
 
-status_t trace_start(const struct trace_options *options, struct trace **out);
-/* From now on the ledger's total is recorded; NULL stops that. The ledger must stay until trace_watch(NULL) or the end. */
-void trace_watch(struct trace *t, struct memory_ledger *ledger);
-void trace_set_source(struct trace *t, struct trace_source source);
+status_t           trace_start(const struct trace_options *options, struct trace **out);
+/* From now on the ledger's total is recorded; NULL stops that. The ledger must stay until trace_watch(NULL) or the end.
+ */
+void               trace_watch(struct trace *t, struct memory_ledger *ledger);
+void               trace_set_source(struct trace *t, struct trace_source source);
 /* Mark a phase. A point of the old phase and one of the new are taken at once, PSS included. */
-void trace_phase(struct trace *t, enum phase phase);
+void               trace_phase(struct trace *t, enum phase phase);
 /* Take a point with everything now (also kept in the trace). */
 struct trace_point trace_sample(struct trace *t);
 /* Largest process_used and device_used since the phase began (UINT64_MAX = unknown). */
-void trace_peaks(struct trace *t, enum phase since, uint64_t *process_peak, uint64_t *device_peak);
+void               trace_peaks(struct trace *t, enum phase since, uint64_t *process_peak, uint64_t *device_peak);
 /* Join the thread, append all points to r, free. t may be NULL. */
-status_t trace_stop(struct trace *t, struct result *r);
+status_t           trace_stop(struct trace *t, struct result *r);
 
 /* Bytes of this process: resident set, and proportional set (UINT64_MAX where the kernel does not tell). */
 uint64_t process_rss(void);

@@ -63,9 +63,10 @@ status_t work_to_json(const struct work *w, char **json)
     json_t *facts = json_object();
     for (size_t i = 0; facts && i < w->n_facts; i++)
         json_object_set_new(facts, w->facts[i].key, json_string(w->facts[i].value));
-    json_t *root = json_pack("{s:o?, s:i, s:i, s:i, s:i, s:i, s:b, s:f, s:s, s:o?}", "cell", cell, "part", w->part, "parts",
-                             w->n_parts, "rank", w->rank, "attempt", w->attempt, "threads", w->n_threads, "pin",
-                             (int)w->pin, "trace_period_ms", w->trace_period_ms, "reference", w->reference, "facts", facts);
+    json_t *root =
+        json_pack("{s:o?, s:i, s:i, s:i, s:i, s:i, s:b, s:f, s:s, s:o?}", "cell", cell, "part", w->part, "parts",
+                  w->n_parts, "rank", w->rank, "attempt", w->attempt, "threads", w->n_threads, "pin", (int)w->pin,
+                  "trace_period_ms", w->trace_period_ms, "reference", w->reference, "facts", facts);
     *json = root ? json_dumps(root, JSON_INDENT(1)) : NULL;
     json_decref(root);
     return *json ? ST_OK : FAIL(ST_ENOMEM, "no memory for a worker's task");
@@ -89,7 +90,8 @@ static status_t read_facts(const json_t *facts, const char *label, struct work *
         return FAIL(ST_ENOMEM, "%s: no memory for the facts", label);
     const char *key;
     json_t     *value;
-    json_object_foreach ((json_t *)(uintptr_t)facts, key, value) {
+    json_object_foreach((json_t *)(uintptr_t)facts, key, value)
+    {
         if (!json_is_string(value))
             return FAIL(ST_EINPUT, "%s: facts.%s: want a text", label, key);
         struct fact *f = &out->facts[out->n_facts++];

@@ -64,8 +64,9 @@ int64_t worker_exec_ns(void)
     char              *name_end = strrchr(text, ')');
     unsigned long long ticks;
     struct timespec    boot, mono;
-    if (!name_end || sscanf(name_end + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu",
-                            &ticks) != 1 ||
+    if (!name_end ||
+        sscanf(name_end + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu",
+               &ticks) != 1 ||
         clock_gettime(CLOCK_BOOTTIME, &boot) != 0 || clock_gettime(CLOCK_MONOTONIC, &mono) != 0)
         return clock_ns();
     int64_t asleep = ((int64_t)boot.tv_sec - mono.tv_sec) * 1000000000 + boot.tv_nsec - mono.tv_nsec;
@@ -153,7 +154,8 @@ static status_t warm_up(struct measurement *m)
     int64_t                t0 = clock_ns();
     trace_phase(m->trace, PHASE_WARMUP);
     for (int i = 0; i < w->warmup; i++) {
-        struct request request = {.text = WARMUP_TEXT, .max_new_tokens = frames,
+        struct request request = {.text = WARMUP_TEXT,
+                                  .max_new_tokens = frames,
                                   .first_sequence = WARMUP_SEQUENCE + (uint32_t)(i * m->work->cell.batch)};
         struct sample  ignored = {0};
         TRY(one_request(m, &request, &ignored));
@@ -189,7 +191,8 @@ static status_t latencies_make(int n_texts, int samples, struct latencies *l)
     return FAIL(ST_ENOMEM, "no memory for the latencies of %d samples", samples);
 }
 
-/* A part of n ends when each of its texts meets its share of the rule; whole rounds only, so that texts stay balanced. */
+/* A part of n ends when each of its texts meets its share of the rule; whole rounds only, so that texts stay balanced.
+ */
 static bool is_enough(const struct measurement *m, const struct latencies *l, double elapsed_s)
 {
     const struct workload *w = &m->work->cell.workload;
@@ -199,7 +202,8 @@ static bool is_enough(const struct measurement *m, const struct latencies *l, do
     share.min = (share.min + m->work->n_parts - 1) / m->work->n_parts;
     bool late = share.seconds > 0 && elapsed_s * m->work->n_parts >= (double)share.seconds;
     for (int t = 0; t < w->n_texts; t++)
-        if (l->n[t] < (size_t)share.min || (!late && !stop_rule_met(&share, l->ms + (size_t)t * l->room, l->n[t], l->scratch)))
+        if (l->n[t] < (size_t)share.min ||
+            (!late && !stop_rule_met(&share, l->ms + (size_t)t * l->room, l->n[t], l->scratch)))
             return false;
     return true;
 }
@@ -213,7 +217,8 @@ static status_t measure_samples(struct measurement *m, struct latencies *l, int 
     m->step_bytes_sum = 0;
     for (int i = first; i < end; i++) {
         int            t = i % w->n_texts;
-        struct request request = {.text = w->texts[t], .max_new_tokens = w->max_new_tokens,
+        struct request request = {.text = w->texts[t],
+                                  .max_new_tokens = w->max_new_tokens,
                                   .first_sequence = (uint32_t)i * (uint32_t)cell->batch};
         struct sample  sample = {
              .text = t,

@@ -34,8 +34,8 @@ static status_t read_work(const char *path, struct work *out)
 static int run(int argc, char **argv)
 {
     static const struct option options[] = {{"output", required_argument, NULL, 'o'}, {0}};
-    const char *output = NULL;
-    int64_t     exec_ns = worker_exec_ns();
+    const char                *output = NULL;
+    int64_t                    exec_ns = worker_exec_ns();
     for (int c; (c = getopt_long(argc, argv, "o:", options, NULL)) != -1;) {
         if (c != 'o')
             return 2;
@@ -72,7 +72,8 @@ const struct command command_cell = {
             "\n"
             "  qsweep cell results/sweep/work/4f/4f…-0.json --output /tmp/cell.h5\n"
             "\n"
-            "Exit status: 0 ok; 3 the file was written, but its status is not ok; 1 the task could not be read; 4 measured,\n"
+            "Exit status: 0 ok; 3 the file was written, but its status is not ok; 1 the task could not be read; 4 "
+            "measured,\n"
             "but FILE could not be written.\n",
     .run = run,
     .internal = true,

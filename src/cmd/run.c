@@ -37,8 +37,10 @@ static status_t parse_keep(const char *text, unsigned *out)
         snprintf(name, sizeof name, "%.*s", (int)(n < 31 ? n : 31), at);
         int status = cell_status_parse(name);
         if (status < 0 || status == CELL_PENDING)
-            return FAIL(ST_EUSAGE, "--keep %s: \"%s\" is no status; want oom, crashed, timeout, invalid, interrupted or "
-                        "contaminated, separated by commas", text, name);
+            return FAIL(ST_EUSAGE,
+                        "--keep %s: \"%s\" is no status; want oom, crashed, timeout, invalid, interrupted or "
+                        "contaminated, separated by commas",
+                        text, name);
         *out |= 1u << status;
         at += n + (at[n] == ',');
     }
@@ -61,12 +63,17 @@ static status_t parse(int argc, char **argv, struct arguments *out)
 {
     enum { OPT_DRY = 1000, OPT_RESUME, OPT_KEEP, OPT_RANKS, OPT_LOCK, OPT_GRACE, OPT_OUTPUT, OPT_SHARD };
     static const struct option options[] = {
-        {"set", required_argument, NULL, 's'},        {"output", required_argument, NULL, OPT_OUTPUT},
+        {"set", required_argument, NULL, 's'},
+        {"output", required_argument, NULL, OPT_OUTPUT},
         {"format", required_argument, NULL, 'o'},
-        {"dry-run", no_argument, NULL, OPT_DRY},      {"resume", no_argument, NULL, OPT_RESUME},
-        {"keep", required_argument, NULL, OPT_KEEP},  {"ranks", required_argument, NULL, OPT_RANKS},
-        {"quiet", no_argument, NULL, 'q'},            {"verbose", no_argument, NULL, 'v'},
-        {"take-lock", no_argument, NULL, OPT_LOCK},   {"grace", required_argument, NULL, OPT_GRACE},
+        {"dry-run", no_argument, NULL, OPT_DRY},
+        {"resume", no_argument, NULL, OPT_RESUME},
+        {"keep", required_argument, NULL, OPT_KEEP},
+        {"ranks", required_argument, NULL, OPT_RANKS},
+        {"quiet", no_argument, NULL, 'q'},
+        {"verbose", no_argument, NULL, 'v'},
+        {"take-lock", no_argument, NULL, OPT_LOCK},
+        {"grace", required_argument, NULL, OPT_GRACE},
         {"shard", required_argument, NULL, OPT_SHARD},
         {0},
     };
@@ -84,7 +91,8 @@ static status_t parse(int argc, char **argv, struct arguments *out)
         case 'o':
             l->dry_run_ids = strcmp(optarg, "ids") == 0;
             if (!l->dry_run_ids && strcmp(optarg, "md") != 0)
-                return FAIL(ST_EUSAGE, "-o %s: the plan is printed as md or ids; --output DIR says where results go", optarg);
+                return FAIL(ST_EUSAGE, "-o %s: the plan is printed as md or ids; --output DIR says where results go",
+                            optarg);
             format = true;
             break;
         case OPT_OUTPUT:
@@ -170,7 +178,8 @@ static int run(int argc, char **argv)
     if (st == ST_OK) {
         char *typed = facts_command(argc, original), *command = malloc((typed ? strlen(typed) : 0) + 32);
         if (command)
-            sprintf(command, "%s %s", strcmp(fabric_name(), "mpi") == 0 ? "qsweep-mpi" : "qsweep", typed ? typed : "run");
+            sprintf(command, "%s %s", strcmp(fabric_name(), "mpi") == 0 ? "qsweep-mpi" : "qsweep",
+                    typed ? typed : "run");
         a->launch.command = command ? command : "";
         exit_status = launcher_run(&a->launch, &argc, &argv);
         free(command);
@@ -188,8 +197,10 @@ const struct command command_run = {
         "usage: qsweep run JOB.yaml [options]\n"
         "       mpirun -n N qsweep-mpi run JOB.yaml [options]\n"
         "\n"
-        "Every combination of the job's sweep is a cell; every cell is measured in a fresh process of its own. Results\n"
-        "are one file a cell below OUTPUT/cells and, at the end, OUTPUT/sweep.h5. A cell that fails (out of memory, crash,\n"
+        "Every combination of the job's sweep is a cell; every cell is measured in a fresh process of its own. "
+        "Results\n"
+        "are one file a cell below OUTPUT/cells and, at the end, OUTPUT/sweep.h5. A cell that fails (out of memory, "
+        "crash,\n"
         "deadline) is a row with its status and reason, and stops no other.\n"
         "\n"
         "  --set KEY=VALUE    change the job, e.g. --set workload.samples=3 --set sweep.batch='[1, 4]'; repeatable\n"
@@ -197,15 +208,18 @@ const struct command command_run = {
         "  --dry-run          print the plan, measure nothing; -o ids prints the cells' ids alone, in order\n"
         "  --resume           go on in an existing OUTPUT: cells that are ok stay, all others run again\n"
         "  --keep LIST        with --resume: cells of these statuses stay as well, e.g. --keep oom,invalid\n"
-        "  --shard I/N        only part I (0 to N-1) of N disjoint parts of the sweep, each to an OUTPUT of its own, for job\n"
-        "                     arrays; `qsweep merge` joins the folders. Cells that differ in precision alone stay together\n"
+        "  --shard I/N        only part I (0 to N-1) of N disjoint parts of the sweep, each to an OUTPUT of its own, "
+        "for job\n"
+        "                     arrays; `qsweep merge` joins the folders. Cells that differ in precision alone stay "
+        "together\n"
         "  --ranks N          start N ranks on this machine through mpirun (needs qsweep-mpi beside qsweep)\n"
         "  --grace SECONDS    after SIGUSR1: how long running cells may go on (default 30)\n"
         "  --take-lock        take over an OUTPUT that a launcher on another, certainly dead, host holds\n"
         "  -q, --quiet        no progress, only problems\n"
         "  -v, --verbose      show what workers say while they run\n"
         "\n"
-        "SIGUSR1: no new cell, finish or drop the running one, merge, exit. SIGTERM, SIGINT: drop it, exit at once. Either\n"
+        "SIGUSR1: no new cell, finish or drop the running one, merge, exit. SIGTERM, SIGINT: drop it, exit at once. "
+        "Either\n"
         "way --resume goes on. OUTPUT/progress.jsonl has every event; OUTPUT/lock says who is at work.\n"
         "Exit status: 0 every cell is ok, 1 failed, 2 usage, 3 finished but some cells are not ok.\n"
         "\n"

@@ -17,7 +17,7 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
-static const int IDLE_MS = 20;
+static const int     IDLE_MS = 20;
 /* mpirun kills about a second after SIGTERM: by then a dropped worker's end is awaited no longer. */
 static const int64_t LEAVE_NS = 600000000;
 

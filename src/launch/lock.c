@@ -41,8 +41,8 @@ static long long start_ticks(long long pid)
     char     *end = strrchr(text, ')');
     char      state;
     long long ticks;
-    if (!end || sscanf(end + 1, " %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %lld", &state,
-                       &ticks) != 2)
+    if (!end || sscanf(end + 1, " %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %lld",
+                       &state, &ticks) != 2)
         return -1;
     return state == 'Z' || state == 'X' ? -1 : ticks;
 }
@@ -113,13 +113,17 @@ static bool is_alive(const struct owner *o, const struct owner *self)
 }
 
 /* May this lock, whose flock (where the file system has one) is ours, be taken from its former owner? */
-static status_t judge(const struct lock *l, const struct owner *o, const struct owner *self, bool have_flock, bool force)
+static status_t judge(const struct lock *l, const struct owner *o, const struct owner *self, bool have_flock,
+                      bool force)
 {
     if (strcmp(o->host, self->host) == 0) {
         if (!have_flock && is_alive(o, self))
-            return FAIL(ST_EIO, "%s: process %lld of this host has been running this sweep since %s: wait for it, or "
-                        "choose another --output", l->path, o->pid, o->started);
-        log_info("%s: taking over from process %lld of this host, started %s, which is gone", l->path, o->pid, o->started);
+            return FAIL(ST_EIO,
+                        "%s: process %lld of this host has been running this sweep since %s: wait for it, or "
+                        "choose another --output",
+                        l->path, o->pid, o->started);
+        log_info("%s: taking over from process %lld of this host, started %s, which is gone", l->path, o->pid,
+                 o->started);
         return ST_OK;
     }
     if (self->slurm_job[0] && strcmp(o->slurm_job, self->slurm_job) == 0 && self->slurm_restart > o->slurm_restart) {
@@ -130,8 +134,10 @@ static status_t judge(const struct lock *l, const struct owner *o, const struct 
         log_warn("%s: taking the lock of process %lld on host %s as told", l->path, o->pid, o->host);
         return ST_OK;
     }
-    return FAIL(ST_EIO, "%s: process %lld on host %s has held this folder since %s, and from here nobody can see whether "
-                "it still runs. If it certainly does not, run again with --take-lock", l->path, o->pid, o->host, o->started);
+    return FAIL(ST_EIO,
+                "%s: process %lld on host %s has held this folder since %s, and from here nobody can see whether "
+                "it still runs. If it certainly does not, run again with --take-lock",
+                l->path, o->pid, o->host, o->started);
 }
 
 /* flock the file that stands under the path now. *again: it was removed between our open and our flock. */
@@ -146,9 +152,10 @@ static status_t flock_path(struct lock *l, bool *have_flock, bool *again)
     if (!*have_flock && errno == EWOULDBLOCK) {
         struct owner o;
         bool         known = read_owner(l->fd, &o);
-        return FAIL(ST_EIO, "%s: in use by another launcher (process %lld on host %s since %s): wait for it, or choose "
-                    "another --output", l->path, known ? o.pid : 0LL, known ? o.host : "unknown",
-                    known ? o.started : "just now");
+        return FAIL(ST_EIO,
+                    "%s: in use by another launcher (process %lld on host %s since %s): wait for it, or choose "
+                    "another --output",
+                    l->path, known ? o.pid : 0LL, known ? o.host : "unknown", known ? o.started : "just now");
     }
     *again = fstat(l->fd, &by_fd) != 0 || stat(l->path, &by_path) != 0 || by_fd.st_ino != by_path.st_ino;
     return ST_OK;

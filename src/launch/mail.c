@@ -24,7 +24,8 @@ static status_t poll_whole(void *out, size_t size, int tag, int timeout_ms, int 
 {
     size_t bytes;
     TRY(fabric_poll(out, size, tag, timeout_ms, from, &bytes));
-    return *from < 0 || bytes == size ? ST_OK : FAIL(ST_EINTERNAL, "a message of %zu bytes where %zu were due", bytes, size);
+    return *from < 0 || bytes == size ? ST_OK
+                                      : FAIL(ST_EINTERNAL, "a message of %zu bytes where %zu were due", bytes, size);
 }
 
 status_t mail_poll_event(struct progress_event *e, int timeout_ms, int *from)

@@ -18,13 +18,13 @@ struct report {
 enum order_kind { TELL_STOP, TELL_RELEASE, TELL_WORK, TELL_WAIT, TELL_NO_MORE };
 struct order {
     int32_t  kind;
-    int32_t  n;                     /* WORK: cells, ascending plan indices */
+    int32_t  n; /* WORK: cells, ascending plan indices */
     uint64_t cells[MAIL_CELLS_MAX];
 };
 
-/* After how long a rank that was told to wait for the refused + 1st time in a row asks again: from 50 ms, doubling up to
- * 1.6 s. At a fixed 50 ms the idle ranks of a fleet of 4,096 put 80,000 questions a second to rank 0 while the last cells
- * run. */
+/* After how long a rank that was told to wait for the refused + 1st time in a row asks again: from 50 ms, doubling up
+ * to 1.6 s. At a fixed 50 ms the idle ranks of a fleet of 4,096 put 80,000 questions a second to rank 0 while the last
+ * cells run. */
 static inline int64_t mail_ask_again_ns(int refused)
 {
     return (int64_t)50000000 << (refused < 5 ? refused : 5);

@@ -16,8 +16,9 @@ static status_t program_beside_us(char *out, size_t size)
     self[n] = '\0';
     snprintf(out, size, "%.*s/qsweep-mpi", (int)(strrchr(self, '/') - self), self);
     if (access(out, X_OK) != 0)
-        return FAIL(ST_EUNSUPPORTED, "%s: %s; --ranks needs it: install an MPI compiler (package libopenmpi-dev) and make again",
-                    out, strerror(errno));
+        return FAIL(ST_EUNSUPPORTED,
+                    "%s: %s; --ranks needs it: install an MPI compiler (package libopenmpi-dev) and make again", out,
+                    strerror(errno));
     return ST_OK;
 }
 

@@ -52,19 +52,24 @@ static status_t explain(const struct work *work, const struct spawn_result *end,
     case SPAWN_DROPPED:
         return set_failure(r, CELL_INTERRUPTED, "%s", why[0] ? why : "dropped by the launcher");
     case SPAWN_UNKILLABLE:
-        return set_failure(r, CELL_CRASHED, "did not die of SIGKILL (stuck in the kernel); left behind after %.1f s", life_s);
+        return set_failure(r, CELL_CRASHED, "did not die of SIGKILL (stuck in the kernel); left behind after %.1f s",
+                           life_s);
     default:
         break;
     }
     if (end->signal == SIGKILL && end->oom_kill == 2)
-        return set_failure(r, CELL_OOM, "killed by the kernel's out-of-memory killer (memory cgroup of this job); largest "
-                           "resident set %ld MB", end->max_rss_kib / 1000 * 1024 / 1000);
+        return set_failure(r, CELL_OOM,
+                           "killed by the kernel's out-of-memory killer (memory cgroup of this job); largest "
+                           "resident set %ld MB",
+                           end->max_rss_kib / 1000 * 1024 / 1000);
     if (end->signal == SIGKILL && end->oom_kill == 1)
-        return set_failure(r, CELL_OOM, "killed by SIGKILL while the host's out-of-memory killer was at work; largest resident "
-                           "set %ld MB", end->max_rss_kib / 1000 * 1024 / 1000);
+        return set_failure(r, CELL_OOM,
+                           "killed by SIGKILL while the host's out-of-memory killer was at work; largest resident "
+                           "set %ld MB",
+                           end->max_rss_kib / 1000 * 1024 / 1000);
     if (end->signal)
-        return set_failure(r, CELL_CRASHED, "killed by signal %d (%s) after %.1f s%s%s", end->signal, strsignal(end->signal),
-                           life_s, words[0] ? "; last words: " : "", words);
+        return set_failure(r, CELL_CRASHED, "killed by signal %d (%s) after %.1f s%s%s", end->signal,
+                           strsignal(end->signal), life_s, words[0] ? "; last words: " : "", words);
     return set_failure(r, CELL_CRASHED, "ended with status %d without a result%s%s", end->exit_code,
                        words[0] ? ": " : "", words);
 }
@@ -134,10 +139,11 @@ static status_t correct(const struct work *work, const struct spawn_result *end,
         return set_failure(r, CELL_TIMEOUT, "deadline of %g s: %zu samples were finished", work->cell.deadline_s,
                            r->n_samples);
     if (end->end == SPAWN_DROPPED && r->status == CELL_INTERRUPTED)
-        return set_failure(r, CELL_INTERRUPTED, "%s; %zu samples were finished", why[0] ? why : "dropped by the launcher",
-                           r->n_samples);
+        return set_failure(r, CELL_INTERRUPTED, "%s; %zu samples were finished",
+                           why[0] ? why : "dropped by the launcher", r->n_samples);
     if (end->end == SPAWN_EXITED && end->signal && r->status == CELL_OK)
-        return set_failure(r, CELL_CRASHED, "measured, but then killed by signal %d (%s)", end->signal, strsignal(end->signal));
+        return set_failure(r, CELL_CRASHED, "measured, but then killed by signal %d (%s)", end->signal,
+                           strsignal(end->signal));
     return ST_OK;
 }
 
@@ -263,7 +269,8 @@ static status_t join(struct result *parts, int n, struct result *out)
             if (!result_fact(out, p->facts[k].key))
                 TRY(result_add_fact(out, p->facts[k].key, p->facts[k].value));
         for (int c = 0; c < MEM_CLASS_COUNT; c++) {
-            out->memory_ready[c] = p->memory_ready[c] > out->memory_ready[c] ? p->memory_ready[c] : out->memory_ready[c];
+            out->memory_ready[c] =
+                p->memory_ready[c] > out->memory_ready[c] ? p->memory_ready[c] : out->memory_ready[c];
             out->memory_peak[c] = p->memory_peak[c] > out->memory_peak[c] ? p->memory_peak[c] : out->memory_peak[c];
         }
         out->baseline_bytes = highest(out->baseline_bytes, p->baseline_bytes);

@@ -63,8 +63,10 @@ static status_t check_prequantized(const struct job *job, const char model[33])
         memcpy(source, c->config.quantization.source_hash, sizeof source);
         checkpoint_close(c);
         if (!same)
-            return FAIL(ST_EINPUT, "%s: made from the checkpoint with fingerprint \"%s\", but the job's model has %s: quantize "
-                        "that one", dir, source, model);
+            return FAIL(ST_EINPUT,
+                        "%s: made from the checkpoint with fingerprint \"%s\", but the job's model has %s: quantize "
+                        "that one",
+                        dir, source, model);
     }
     return ST_OK;
 }
@@ -128,8 +130,10 @@ static status_t check_former_plan(const char *path, const struct plan *plan)
     size_t n = former->n;
     plan_close(former);
     if (lost)
-        return FAIL(ST_EINPUT, "%s: %zu of its %zu cells are not in this job (another model, workload or sweep): choose "
-                    "another --output", path, lost, n);
+        return FAIL(ST_EINPUT,
+                    "%s: %zu of its %zu cells are not in this job (another model, workload or sweep): choose "
+                    "another --output",
+                    path, lost, n);
     return ST_OK;
 }
 
@@ -142,10 +146,12 @@ static status_t enter_folder(const struct launch *launch, struct prepared *p)
     TRY(lock_take(p->output, launch->take_lock, &p->lock));
     TRY(is_used(p->output, &used));
     if (used && !launch->resume)
-        return FAIL(ST_EINPUT, "%s exists and is not empty: --resume continues what is there, --output DIR starts another",
+        return FAIL(ST_EINPUT,
+                    "%s exists and is not empty: --resume continues what is there, --output DIR starts another",
                     p->output);
     if (used && !file_exists(plan_path))
-        return FAIL(ST_EINPUT, "%s is not empty and holds no sweep (there is no plan.json): choose another --output", p->output);
+        return FAIL(ST_EINPUT, "%s is not empty and holds no sweep (there is no plan.json): choose another --output",
+                    p->output);
     return used ? check_former_plan(plan_path, p->plan) : ST_OK;
 }
 
@@ -240,7 +246,8 @@ static status_t prepare_here(const struct launch *launch, struct prepared *p, ch
 
 static status_t share(const struct fabric_info *me, struct prepared *p, status_t status, char *json)
 {
-    struct announcement a = {.status = status, .stop = p->stop, .run_id = p->run_id, .plan_bytes = json ? strlen(json) : 0};
+    struct announcement a = {
+        .status = status, .stop = p->stop, .run_id = p->run_id, .plan_bytes = json ? strlen(json) : 0};
     memcpy(a.output, p->output, sizeof a.output);
     TRY(fabric_broadcast(&a, sizeof a, 0));
     if (a.status != ST_OK || a.stop || me->size == 1) {

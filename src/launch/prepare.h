@@ -1,5 +1,5 @@
-/* prepare.h — everything that is settled before the first worker starts: the plan, the output folder, its lock, and which
- * cells need no run. Rank 0 reads and decides; the others are told, so that all see the same plan. */
+/* prepare.h — everything that is settled before the first worker starts: the plan, the output folder, its lock, and
+ * which cells need no run. Rank 0 reads and decides; the others are told, so that all see the same plan. */
 #ifndef QSWEEP_LAUNCH_PREPARE_H
 #define QSWEEP_LAUNCH_PREPARE_H
 
@@ -14,17 +14,17 @@ struct launch {
     int                n_set;
     const char        *output; /* NULL: as the job says                                     */
     bool               resume, dry_run, quiet, take_lock;
-    bool               dry_run_ids; /* the plan as ids, one a line                          */
+    bool               dry_run_ids;     /* the plan as ids, one a line                          */
     int                shard, n_shards; /* run part `shard` of n_shards of the plan; n_shards 0: all of it */
-    bool               forward;    /* copy workers' stderr to ours                          */
-    unsigned           keep;       /* bit s: a resume spares cells of cell_status s as well */
-    double             grace_s;    /* SIGUSR1: how long running workers may go on           */
-    const char        *command;    /* as typed, for provenance                              */
+    bool               forward;         /* copy workers' stderr to ours                          */
+    unsigned           keep;            /* bit s: a resume spares cells of cell_status s as well */
+    double             grace_s;         /* SIGUSR1: how long running workers may go on           */
+    const char        *command;         /* as typed, for provenance                              */
 };
 
 struct prepared {
     struct plan *plan;
-    bool        *done;   /* [plan->n] needs no run      */
+    bool        *done; /* [plan->n] needs no run      */
     size_t       n_done;
     char         output[JOB_PATH_MAX];
     uint64_t     run_id; /* of this launch: same on all ranks */

@@ -100,8 +100,8 @@ static void log_event(struct progress *p, const struct progress_event *e)
     const struct cell       *cell = &p->plan->cells[e->cell];
     char                     label[128];
     cell_label(cell, label, sizeof label);
-    json_t *line = json_pack("{s:s, s:s, s:s, s:i, s:s}", "event", kinds[e->kind], "id", cell->id, "label", label, "rank",
-                             (int)e->rank, "host", e->host);
+    json_t *line = json_pack("{s:s, s:s, s:s, s:i, s:s}", "event", kinds[e->kind], "id", cell->id, "label", label,
+                             "rank", (int)e->rank, "host", e->host);
     if (!line)
         return;
     if (e->kind != PROGRESS_CELL) {
@@ -143,8 +143,9 @@ static void draw_bar(struct progress *p)
     char   eta[48], bar[WIDTH + 1], failed[48] = "";
     size_t before = p->kept, total = p->plan->n ? p->plan->n : 1;
     /* Workers fill the bar, since a cell may take several. */
-    double share = ((double)before + (double)(total - before) * (p->n_runs ? (double)p->runs_done / (double)p->n_runs : 1)) /
-                   (double)total;
+    double share =
+        ((double)before + (double)(total - before) * (p->n_runs ? (double)p->runs_done / (double)p->n_runs : 1)) /
+        (double)total;
     for (int i = 0; i < WIDTH; i++)
         bar[i] = (i + 0.5) / WIDTH <= share ? '#' : '.';
     bar[WIDTH] = '\0';
@@ -166,8 +167,8 @@ static void tell(struct progress *p, const struct progress_event *e)
     p->line_due = true;
     if (e->status != CELL_OK && p->failed <= FAILURES_TOLD && !p->quiet) {
         clear_bar(p);
-        log_warn("%s: %s (%s, rank %d on %s)", label, cell_status_name((enum cell_status)e->status), e->reason, (int)e->rank,
-                 e->host);
+        log_warn("%s: %s (%s, rank %d on %s)", label, cell_status_name((enum cell_status)e->status), e->reason,
+                 (int)e->rank, e->host);
         if (p->failed == FAILURES_TOLD)
             log_warn("further failures are in progress.jsonl and in the summary");
     }
@@ -205,7 +206,8 @@ void progress_tick(struct progress *p)
     } else if (!p->terminal && p->line_due && since >= LINE_EVERY_S) {
         char eta[48];
         eta_text(p, eta, sizeof eta);
-        log_info("%zu/%zu cells, %zu failed, %s; last: %s", p->kept + p->cells_done, p->plan->n, p->failed, eta, p->last_cell);
+        log_info("%zu/%zu cells, %zu failed, %s; last: %s", p->kept + p->cells_done, p->plan->n, p->failed, eta,
+                 p->last_cell);
     } else {
         return;
     }

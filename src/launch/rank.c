@@ -76,7 +76,8 @@ static status_t find_program(char *out, size_t size)
     char *slash = strrchr(self, '/');
     snprintf(out, size, "%.*s/qsweep", (int)(slash - self), self);
     if (access(out, X_OK) != 0)
-        return FAIL(ST_EIO, "%s: %s; workers are started from it, it has to stand beside this program", out, strerror(errno));
+        return FAIL(ST_EIO, "%s: %s; workers are started from it, it has to stand beside this program", out,
+                    strerror(errno));
     return ST_OK;
 }
 
@@ -115,7 +116,8 @@ status_t rank_open(const struct launch *launch, const struct prepared *prepared,
     struct rank *r = calloc(1, sizeof *r);
     if (!r)
         return FAIL(ST_ENOMEM, "no memory for a rank");
-    *r = (struct rank){.launch = launch, .prepared = prepared, .seat = seat, .spawner = spawner, .tell = tell, .ctx = ctx};
+    *r = (struct rank){
+        .launch = launch, .prepared = prepared, .seat = seat, .spawner = spawner, .tell = tell, .ctx = ctx};
     result_init(&r->facts);
     turn_init(&r->turn, prepared->run_id, 0);
     status_t st = find_program(r->program, sizeof r->program);
@@ -197,7 +199,8 @@ static void break_down(struct rank *r)
 
 static void cannot_write(struct rank *r)
 {
-    log_line(LOG_ERROR, "results cannot be written, so no further cell is started; when that is mended, --resume goes on");
+    log_line(LOG_ERROR,
+             "results cannot be written, so no further cell is started; when that is mended, --resume goes on");
     break_down(r);
 }
 
@@ -258,7 +261,8 @@ static void complete(struct rank *r, struct assembly *a)
     assembly_free(a);
 }
 
-/* What was begun and will not be finished is recorded as interrupted; where nothing can be written, it stays pending. */
+/* What was begun and will not be finished is recorded as interrupted; where nothing can be written, it stays pending.
+ */
 static void flush(struct rank *r)
 {
     while (r->assemblies && !r->broken)
@@ -267,7 +271,9 @@ static void flush(struct rank *r)
 
 status_t rank_record(struct rank *r, size_t cell, enum cell_status status, const char *reason)
 {
-    struct work   work = {.cell = r->prepared->plan->cells[cell], .rank = r->seat->me.rank, .facts = r->facts.facts,
+    struct work   work = {.cell = r->prepared->plan->cells[cell],
+                          .rank = r->seat->me.rank,
+                          .facts = r->facts.facts,
                           .n_facts = r->facts.n_facts};
     struct result result;
     TRY(outcome_without_run(&work, status, reason, &result));
@@ -335,9 +341,9 @@ static status_t write_task(const struct running *w)
     char *json;
     TRY(atomic_make_folder(w->task_path));
     TRY(work_to_json(&w->work, &json));
-    FILE    *f = fopen(w->task_path, "we");
-    bool     good = f && fputs(json, f) >= 0;
-    int      error = errno;
+    FILE *f = fopen(w->task_path, "we");
+    bool  good = f && fputs(json, f) >= 0;
+    int   error = errno;
     if (f && fclose(f) != 0) {
         good = false;
         error = errno;
@@ -346,7 +352,8 @@ static status_t write_task(const struct running *w)
     return good ? ST_OK : FAIL(ST_EIO, "cannot write %s: %s", w->task_path, strerror(error));
 }
 
-/* Folder in which the plan has this cell's model at another precision, for cells that read a quantized copy; else "". */
+/* Folder in which the plan has this cell's model at another precision, for cells that read a quantized copy; else "".
+ */
 static void find_reference(const struct plan *plan, const struct cell *cell, char *out, size_t size)
 {
     out[0] = '\0';
@@ -378,8 +385,10 @@ static status_t make_work(struct rank *r, struct run run, struct running *w)
     char text[32];
     snprintf(text, sizeof text, "%zu", r->started);
     TRY(work_add_fact(&w->work, "rank_order", text));
-    snprintf(w->task_path, sizeof w->task_path, "%s/work/%.2s/%s-%d.json", r->prepared->output, cell->id, cell->id, run.process);
-    snprintf(w->part_path, sizeof w->part_path, "%s/work/%.2s/%s-%d.h5", r->prepared->output, cell->id, cell->id, run.process);
+    snprintf(w->task_path, sizeof w->task_path, "%s/work/%.2s/%s-%d.json", r->prepared->output, cell->id, cell->id,
+             run.process);
+    snprintf(w->part_path, sizeof w->part_path, "%s/work/%.2s/%s-%d.h5", r->prepared->output, cell->id, cell->id,
+             run.process);
     return ST_OK;
 }
 
@@ -388,7 +397,7 @@ static status_t start(struct rank *r, struct run run)
     struct running *w = &r->now;
     TRY(make_work(r, run, w));
     TRY(write_task(w));
-    char *const argv[] = {r->program, "cell", w->task_path, "--output", w->part_path, NULL};
+    char *const          argv[] = {r->program, "cell", w->task_path, "--output", w->part_path, NULL};
     struct spawn_request request = {
         .argv = argv,
         .cores = &r->seat->own,

@@ -1,4 +1,5 @@
-/* rank.h — one rank's share of a sweep: its workers one after another, their results joined and written as cell files. */
+/* rank.h — one rank's share of a sweep: its workers one after another, their results joined and written as cell files.
+ */
 #ifndef QSWEEP_LAUNCH_RANK_H
 #define QSWEEP_LAUNCH_RANK_H
 
@@ -17,14 +18,14 @@ typedef void (*rank_tell)(void *ctx, const struct progress_event *e);
 status_t rank_open(const struct launch *launch, const struct prepared *prepared, const struct seat *seat,
                    struct spawner *spawner, rank_tell tell, void *ctx, struct rank **out);
 /* A worker that still runs is left to the spawner; NULL is accepted. */
-void rank_close(struct rank *r);
+void     rank_close(struct rank *r);
 
 /* Queue cells: ascending plan indices. */
 status_t rank_add(struct rank *r, const size_t *cells, size_t n);
 
 enum rank_state { RANK_BUSY, RANK_IDLE };
-/* One turn: start what can be started, or wait up to 20 ms for the running worker and deal with its end. IDLE: nothing runs
- * and nothing is queued (or the rank was stopped or is broken). */
+/* One turn: start what can be started, or wait up to 20 ms for the running worker and deal with its end. IDLE: nothing
+ * runs and nothing is queued (or the rank was stopped or is broken). */
 enum rank_state rank_step(struct rank *r);
 
 /* Take no new cell. The running worker is dropped after grace_s (at once when 0); its cell is recorded as interrupted

@@ -15,8 +15,8 @@ struct seat {
     int                together; /* workers of this host that may run at the same time                         */
 };
 
-/* Collective. parallel: cells of one host run side by side on disjoint shares of its cores; otherwise one at a time, each
- * on all of them. */
+/* Collective. parallel: cells of one host run side by side on disjoint shares of its cores; otherwise one at a time,
+ * each on all of them. */
 status_t seat_find(const struct fabric_info *me, bool parallel, struct seat *out);
 
 #endif

@@ -36,7 +36,7 @@ void spawn_result_free(struct spawn_result *r)
 
 status_t spawner_open(struct spawner **out)
 {
-    int pair[2] = {-1, -1};
+    int             pair[2] = {-1, -1};
     struct spawner *s = calloc(1, sizeof *s);
     if (!s || !(s->packet = malloc(SPAWN_PACKET_MAX))) {
         free(s);
@@ -89,7 +89,8 @@ int spawner_pid(const struct spawner *s)
 
 static status_t gone(struct spawner *s)
 {
-    return FAIL(ST_EINTERNAL, "the spawner (process %d) has died: its workers died with it and no worker can be started",
+    return FAIL(ST_EINTERNAL,
+                "the spawner (process %d) has died: its workers died with it and no worker can be started",
                 (int)s->pid);
 }
 

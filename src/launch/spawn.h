@@ -30,18 +30,18 @@ struct spawn_request {
 enum spawn_end { SPAWN_EXITED, SPAWN_DEADLINE, SPAWN_DROPPED, SPAWN_UNKILLABLE };
 
 struct spawn_result {
-    int            job;         /* as given by spawner_start                                              */
-    enum spawn_end end;         /* who ended it: itself, its deadline, spawner_drop; or it would not die  */
-    int            exit_code;   /* -1 when a signal ended it                                              */
-    int            signal;      /* 0 when it exited                                                       */
-    int            oom_kill;    /* oom_kill_between() over its life: 2 our cgroup, 1 this host, 0 none    */
-    int64_t        exec_ns;     /* CLOCK_MONOTONIC just before its exec                                   */
+    int            job;       /* as given by spawner_start                                              */
+    enum spawn_end end;       /* who ended it: itself, its deadline, spawner_drop; or it would not die  */
+    int            exit_code; /* -1 when a signal ended it                                              */
+    int            signal;    /* 0 when it exited                                                       */
+    int            oom_kill;  /* oom_kill_between() over its life: 2 our cgroup, 1 this host, 0 none    */
+    int64_t        exec_ns;   /* CLOCK_MONOTONIC just before its exec                                   */
     int64_t        end_ns;
     double         user_s, system_s;
     long           max_rss_kib, major_faults, involuntary_switches;
-    char          *log;         /* stderr tail, NUL-terminated; freed by spawn_result_free                */
+    char          *log; /* stderr tail, NUL-terminated; freed by spawn_result_free                */
     size_t         log_size;
-    bool           log_cut;     /* there was more before it                                               */
+    bool           log_cut; /* there was more before it                                               */
 };
 void spawn_result_free(struct spawn_result *r);
 
@@ -50,7 +50,7 @@ struct spawner;
 /* Forks. Call before any thread or MPI_Init. */
 status_t spawner_open(struct spawner **out);
 /* Kills what still runs; NULL is accepted. */
-void spawner_close(struct spawner *s);
+void     spawner_close(struct spawner *s);
 
 /* *job > 0 names the worker in later calls, *pid is its process id (NULL if not wanted). An executable that cannot be
  * executed is not an error here: the worker ends with exit code 127 and says why in its log. */
@@ -61,7 +61,7 @@ status_t spawner_wait(struct spawner *s, int timeout_ms, struct spawn_result *ou
 /* End a worker: SIGTERM now, SIGKILL after grace_s (at once when 0). Its result comes with SPAWN_DROPPED. */
 status_t spawner_drop(struct spawner *s, int job, double grace_s);
 /* Process id of the spawner, for messages and tests. */
-int spawner_pid(const struct spawner *s);
+int      spawner_pid(const struct spawner *s);
 
 /* ---- between the two halves (spawn.c, spawner.c) ---- */
 

@@ -11,10 +11,10 @@ enum { SPAWN_PACKET_MAX = 131072 };
 enum spawn_kind { SPAWN_MSG_START = 1, SPAWN_MSG_DROP, SPAWN_MSG_STARTED, SPAWN_MSG_DONE };
 
 struct spawn_start {
-    int32_t kind, job;
-    int64_t deadline_ns, grace_ns; /* durations; deadline 0 = none */
+    int32_t  kind, job;
+    int64_t  deadline_ns, grace_ns; /* durations; deadline 0 = none */
     uint64_t address_space;
-    int32_t forward, n_argv, n_environment, n_cores;
+    int32_t  forward, n_argv, n_environment, n_cores;
     /* then int32_t cores [n_cores], then n_argv + n_environment strings, each with its NUL */
 };
 

@@ -1,4 +1,5 @@
-/* spawner.c — the spawner's half: one thread, one poll loop over the launcher's socket, SIGCHLD and the workers' stderr. */
+/* spawner.c — the spawner's half: one thread, one poll loop over the launcher's socket, SIGCHLD and the workers'
+ * stderr. */
 #include "launch/spawn.h"
 
 #include "base/clock.h"
@@ -28,7 +29,7 @@ static const int64_t UNKILLABLE_NS = 20 * (int64_t)1000000000;
 struct worker {
     int             job;
     pid_t           pid;
-    int             log_fd; /* read end of its stderr, -1 = closed */
+    int             log_fd;                                    /* read end of its stderr, -1 = closed */
     int64_t         exec_ns, deadline_ns, kill_ns, give_up_ns; /* times; 0 = not set */
     int64_t         grace_ns;
     enum spawn_end  end;
@@ -77,8 +78,8 @@ static void drain_log(struct worker *w)
 
 static void send_done(struct server *v, struct worker *w)
 {
-    size_t kept = w->log_total < SPAWN_LOG_MAX ? w->log_total : SPAWN_LOG_MAX;
-    size_t first = w->log_total < SPAWN_LOG_MAX ? 0 : w->log_total % SPAWN_LOG_MAX;
+    size_t          kept = w->log_total < SPAWN_LOG_MAX ? w->log_total : SPAWN_LOG_MAX;
+    size_t          first = w->log_total < SPAWN_LOG_MAX ? 0 : w->log_total % SPAWN_LOG_MAX;
     struct oom_kill now;
     oom_kill_read(&now);
     bool              signalled = w->exited && WIFSIGNALED(w->wait_status);
@@ -239,9 +240,9 @@ static void serve_start(struct server *v, size_t size)
     memcpy(&m, v->packet, sizeof m);
     struct spawn_started answer = {.kind = SPAWN_MSG_STARTED, .job = m.job, .error = EINVAL};
 
-    char        *end = v->packet + size, *at = v->packet + sizeof m;
-    char       **strings = calloc((size_t)m.n_argv + (size_t)m.n_environment + 1, sizeof *strings);
-    char       **argv = calloc((size_t)m.n_argv + 1, sizeof *argv);
+    char          *end = v->packet + size, *at = v->packet + sizeof m;
+    char         **strings = calloc((size_t)m.n_argv + (size_t)m.n_environment + 1, sizeof *strings);
+    char         **argv = calloc((size_t)m.n_argv + 1, sizeof *argv);
     struct cores  *cores = calloc(1, sizeof *cores);
     struct worker *w = calloc(1, sizeof *w);
     if (w)
@@ -386,7 +387,7 @@ _Noreturn void spawner_serve(int socket)
 {
     struct server v = {.socket = socket, .packet = malloc(SPAWN_PACKET_MAX)};
     /* The launcher decides about signals that reach its whole group (Ctrl-C, mpirun's SIGTERM); its end is our end. */
-    const int ignored[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGQUIT, SIGPIPE, SIGTSTP, SIGTTOU};
+    const int     ignored[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGQUIT, SIGPIPE, SIGTSTP, SIGTTOU};
     for (size_t i = 0; i < sizeof ignored / sizeof *ignored; i++)
         signal(ignored[i], SIG_IGN);
     signal(SIGCHLD, SIG_DFL);

@@ -19,7 +19,8 @@ bool turn_try(struct turn *t, status_t *st)
     if (t->socket >= 0)
         return true;
     struct sockaddr_un name = {.sun_family = AF_UNIX};
-    int n = snprintf(name.sun_path + 1, sizeof name.sun_path - 1, "qsweep-turn-%016llx-%d", (unsigned long long)t->job, t->slot);
+    int n = snprintf(name.sun_path + 1, sizeof name.sun_path - 1, "qsweep-turn-%016llx-%d", (unsigned long long)t->job,
+                     t->slot);
     int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (fd < 0) {
         *st = FAIL(ST_EIO, "cannot make a socket: %s", strerror(errno));

@@ -1,7 +1,8 @@
 /* turn.h — whose turn it is among the ranks of one host: cells that share a CPU's bandwidth run one at a time.
  *
- * The turn is an abstract Unix socket name: the kernel gives it to one process and takes it back when that process dies, and
- * nothing is left on any disk. Ranks in containers of their own (other network namespaces) do not see each other. */
+ * The turn is an abstract Unix socket name: the kernel gives it to one process and takes it back when that process
+ * dies, and nothing is left on any disk. Ranks in containers of their own (other network namespaces) do not see each
+ * other. */
 #ifndef QSWEEP_LAUNCH_TURN_H
 #define QSWEEP_LAUNCH_TURN_H
 

@@ -111,7 +111,7 @@ static void a_restart_of_the_same_slurm_job_takes_over_from_another_host(void **
     (void)state;
     static const char other[] = "{\"host\": \"no-such-host\", \"pid\": 1, \"started\": \"\", \"slurm_job_id\": \"42\", "
                                 "\"slurm_restart_count\": 1}";
-    struct lock *l;
+    struct lock      *l;
     write_lock(other);
     setenv("SLURM_JOB_ID", "42", 1);
     setenv("SLURM_RESTART_COUNT", "1", 1);

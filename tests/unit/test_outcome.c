@@ -42,9 +42,14 @@ static struct result make_part(const struct work *w, int part, int n, enum cell_
     r.status = status;
     assert_int_equal(result_set_reason(&r, status == CELL_OK ? "" : "it broke"), ST_OK);
     for (int i = 0; i < n; i++) {
-        struct sample s = {.text = i % 2, .repeat = i / 2, .process = part, .order = i, .steps = 2, .frames = 2,
+        struct sample s = {.text = i % 2,
+                           .repeat = i / 2,
+                           .process = part,
+                           .order = i,
+                           .steps = 2,
+                           .frames = 2,
                            .t0_ns = 1000 * part + i};
-        double steps[2] = {100 * part + i, 100 * part + i + 0.5};
+        double        steps[2] = {100 * part + i, 100 * part + i + 0.5};
         assert_int_equal(result_add_sample(&r, &s, steps), ST_OK);
     }
     struct trace_point point = {.t_ns = 7};
@@ -64,8 +69,15 @@ static struct result make_part(const struct work *w, int part, int n, enum cell_
 
 static struct spawn_result make_end(enum spawn_end end, int exit_code, int sig)
 {
-    return (struct spawn_result){.job = 1, .end = end, .exit_code = exit_code, .signal = sig, .exec_ns = 1000000000,
-                                 .end_ns = 3000000000, .max_rss_kib = 2048, .log = strdup("error: last words\n"), .log_size = 18};
+    return (struct spawn_result){.job = 1,
+                                 .end = end,
+                                 .exit_code = exit_code,
+                                 .signal = sig,
+                                 .exec_ns = 1000000000,
+                                 .end_ns = 3000000000,
+                                 .max_rss_kib = 2048,
+                                 .log = strdup("error: last words\n"),
+                                 .log_size = 18};
 }
 
 static void a_worker_without_a_file_is_explained_by_its_end(void **state)
@@ -120,10 +132,10 @@ static void a_workers_own_word_stands_unless_the_launcher_knows_better(void **st
     } cases[] = {
         {CELL_OK, SPAWN_EXITED, 0, 0, CELL_OK},
         {CELL_OOM, SPAWN_EXITED, 3, 0, CELL_OOM},
-        {CELL_OK, SPAWN_EXITED, -1, SIGSEGV, CELL_CRASHED},          /* died after it had written */
-        {CELL_INTERRUPTED, SPAWN_DEADLINE, 3, 0, CELL_TIMEOUT},      /* it only saw a SIGTERM */
+        {CELL_OK, SPAWN_EXITED, -1, SIGSEGV, CELL_CRASHED},     /* died after it had written */
+        {CELL_INTERRUPTED, SPAWN_DEADLINE, 3, 0, CELL_TIMEOUT}, /* it only saw a SIGTERM */
         {CELL_INTERRUPTED, SPAWN_DROPPED, 3, 0, CELL_INTERRUPTED},
-        {CELL_OK, SPAWN_DEADLINE, 0, 0, CELL_OK},                    /* done at the last moment */
+        {CELL_OK, SPAWN_DEADLINE, 0, 0, CELL_OK}, /* done at the last moment */
     };
     struct work w;
     make_work(&w);

@@ -140,7 +140,8 @@ static void durations_read_like_a_clock(void **state)
     static const struct {
         double      seconds;
         const char *text;
-    } cases[] = {{-1, "0.0 s"}, {0.44, "0.4 s"}, {12.4, "12 s"}, {61, "1 min 01 s"}, {3600, "1 h 00 min"}, {86399, "23 h 59 min"}};
+    } cases[] = {{-1, "0.0 s"},      {0.44, "0.4 s"},      {12.4, "12 s"},
+                 {61, "1 min 01 s"}, {3600, "1 h 00 min"}, {86399, "23 h 59 min"}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char text[32];
         progress_duration(cases[i].seconds, text, sizeof text);

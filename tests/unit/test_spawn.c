@@ -116,8 +116,8 @@ static void a_program_that_cannot_be_executed_ends_with_127_and_says_why(void **
 static void variables_of_mpi_do_not_reach_a_worker_but_others_do(void **state)
 {
     (void)state;
-    char *const         extra[] = {"QSWEEP_TEST_EXTRA=given", NULL};
-    struct spawn_result r = run("env >&2", &(struct spawn_request){.environment = extra});
+    char *const              extra[] = {"QSWEEP_TEST_EXTRA=given", NULL};
+    struct spawn_result      r = run("env >&2", &(struct spawn_request){.environment = extra});
     static const char *const foreign[] = {"OMPI_", "PMIX_", "PRTE_", "PMI_", "ORTE_"};
     for (size_t i = 0; i < sizeof foreign / sizeof *foreign; i++)
         if (strstr(r.log, foreign[i]))
@@ -159,8 +159,8 @@ static void a_deadline_ends_a_worker_that_obeys_with_sigterm(void **state)
 static void a_deadline_ends_a_worker_that_does_not_obey_with_sigkill(void **state)
 {
     (void)state;
-    struct spawn_result r = run("trap '' TERM; while :; do sleep 0.05; done",
-                                &(struct spawn_request){.deadline_s = 0.2, .grace_s = 0.2});
+    struct spawn_result r =
+        run("trap '' TERM; while :; do sleep 0.05; done", &(struct spawn_request){.deadline_s = 0.2, .grace_s = 0.2});
     assert_int_equal(r.end, SPAWN_DEADLINE);
     assert_int_equal(r.signal, SIGKILL);
     spawn_result_free(&r);
@@ -194,7 +194,8 @@ static void a_dropped_worker_and_what_it_started_are_gone(void **state)
 static void the_last_64_kib_of_a_long_log_are_kept(void **state)
 {
     (void)state;
-    struct spawn_result r = run("i=0; while [ $i -lt 20000 ]; do echo line-$i; i=$((i+1)); done >&2; echo the-end >&2", NULL);
+    struct spawn_result r =
+        run("i=0; while [ $i -lt 20000 ]; do echo line-$i; i=$((i+1)); done >&2; echo the-end >&2", NULL);
     assert_true(r.log_cut);
     assert_int_equal(r.log_size, SPAWN_LOG_MAX);
     assert_string_equal(r.log + r.log_size - strlen("line-19999\nthe-end\n"), "line-19999\nthe-end\n");

@@ -85,8 +85,8 @@ static void a_source_fills_device_values_and_the_slow_ones_are_nan_between(void 
     struct trace *t;
     result_init(&r);
     assert_int_equal(trace_start(&(struct trace_options){.t0_ns = clock_ns(),
-                                                          .period_ms = 2,
-                                                          .source = {.ctx = &calls, .read = fake_device}},
+                                                         .period_ms = 2,
+                                                         .source = {.ctx = &calls, .read = fake_device}},
                                  &t),
                      ST_OK);
     nap_ms(60);

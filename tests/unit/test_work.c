@@ -79,9 +79,12 @@ static void impossible_values_are_refused(void **state)
 {
     (void)state;
     static const char *const changes[][2] = {
-        {"\"part\": 1", "\"part\": 3"},           {"\"parts\": 3", "\"parts\": 0"},
-        {"\"threads\": 4", "\"threads\": -1"},    {"\"rank\": 7", "\"rank\": 1e3"},
-        {"\"facts\": {", "\"facts\": [], \"x\": {"}, {"\"trace_period_ms\": 5", "\"trace_period_ms\": 0.5"},
+        {"\"part\": 1", "\"part\": 3"},
+        {"\"parts\": 3", "\"parts\": 0"},
+        {"\"threads\": 4", "\"threads\": -1"},
+        {"\"rank\": 7", "\"rank\": 1e3"},
+        {"\"facts\": {", "\"facts\": [], \"x\": {"},
+        {"\"trace_period_ms\": 5", "\"trace_period_ms\": 0.5"},
     };
     struct work w, back;
     char       *json;
