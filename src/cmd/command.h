@@ -25,6 +25,7 @@ struct command {
     X(codec) \
     X(generate) \
     X(run) \
+    X(watch) \
     X(simulate) \
     X(merge) \
     X(show) \
