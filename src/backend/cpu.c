@@ -204,7 +204,7 @@ static void matmul_part(void *ctx, int thread, int n_threads)
     const size_t row = (size_t)(j->row0 + from), cols = (size_t)w->cols;
     const char  *scales = w->format == DT_I8 ? (const char *)w->scales + row * dtype_size(w->scale_dtype) : NULL;
     j->k->dot(w->format, j->y + from, (size_t)j->ldy, (const char *)w->w + row * cols * dtype_size(w->format), to - from,
-              w->cols, j->x, cols, j->n);
+              w->cols, j->x, cols, j->n, NULL);
     if (!scales && !w->bias && !j->round)
         return;
     for (int t = 0; t < j->n; t++)

@@ -44,6 +44,16 @@ static void store_row(const struct cpu_kernels *k, const struct kv_cache *kv, vo
         scales[row] = k->narrow_i8((int8_t *)cache + row * d, x, d);
 }
 
+/* Fetch a position's lines for writing while its heads are still being rotated: without, the stores wait for memory. */
+static void prefetch_row(const struct kv_cache *kv, size_t row)
+{
+    const size_t bytes = (size_t)kv->head_dim * dtype_size(kv_dtype[kv->format]);
+    for (size_t b = 0; b < bytes; b += 64) {
+        __builtin_prefetch((const char *)kv->d_k + row * bytes + b, 1);
+        __builtin_prefetch((const char *)kv->d_v + row * bytes + b, 1);
+    }
+}
+
 static void append_part(void *ctx, int thread, int n_threads)
 {
     const struct append_job  *j = ctx;
@@ -56,6 +66,8 @@ static void append_part(void *ctx, int thread, int n_threads)
     for (int t = from; t < to; t++) {
         float       *row = j->qkv + (size_t)t * width;
         const float *cos_sin = a->d_cos_sin + (size_t)j->tokens->pos[t] * d;
+        for (int g = 0; g < a->n_kv_heads; g++)
+            prefetch_row(j->kv, kv_row(j->kv, j->tokens->seq[t], g, j->tokens->pos[t]));
         for (int h = 0; h < a->n_head + a->n_kv_heads; h++) {
             float       *x = row + (size_t)h * d;
             const float *norm = h < a->n_head ? a->q_norm : a->k_norm;
@@ -93,8 +105,9 @@ struct attention_job {
     bool                      fast;
 };
 
-/* n query heads, neighbours that share key/value head g, of token t. */
-static void attend(const struct attention_job *j, int t, int g, int head, int n, float *scores)
+/* n query heads, neighbours that share key/value head g, of token t. Keys, values and the next head's keys are prefetched
+ * as one stream. */
+static void attend(const struct attention_job *j, int t, int g, int head, int n, float *scores, const void *next)
 {
     const struct kv_cache    *kv = j->kv;
     const struct cpu_kernels *k = j->cpu->kernels;
@@ -109,17 +122,25 @@ static void attend(const struct attention_job *j, int t, int g, int head, int n,
                                          .scale = 1.0f / sqrtf((float)d), .fast_round = j->fast && round};
     float                     total[MAX_GROUP];
     k->dot(format, scores, (size_t)len, (const char *)kv->d_k + offset, len, kv->head_dim,
-           j->qkv + (size_t)t * width + (size_t)head * d, d, n);
+           j->qkv + (size_t)t * width + (size_t)head * d, d, n, (const char *)kv->d_v + offset);
     for (int h = 0; h < n; h++)
         total[h] = k->softmax(scores + (size_t)h * (size_t)len, len, &softmax);
     k->weigh(format, j->y + ((size_t)t * (size_t)j->n_head + (size_t)head) * d, d, scores, (size_t)len, total, n,
-             (const char *)kv->d_v + offset, len, kv->head_dim, round);
+             (const char *)kv->d_v + offset, len, kv->head_dim, round, next);
 }
 
 /* Query head h uses key/value head ⌊h·groups / n_head⌋; this is the first h of a group. */
 static int first_head(int group, int n_head, int groups)
 {
     return (int)(((int64_t)group * n_head + groups - 1) / groups);
+}
+
+/* The keys that item i begins with. */
+static const void *keys(const struct attention_job *j, int64_t i)
+{
+    const struct kv_cache *kv = j->kv;
+    const size_t           row = kv_row(kv, j->tokens->seq[i / kv->n_kv_heads], (int)(i % kv->n_kv_heads), 0);
+    return (const char *)kv->d_k + row * (size_t)kv->head_dim * dtype_size(kv_dtype[kv->format]);
 }
 
 /* Items (token, key/value head) are dealt out in turns: later tokens of a prompt see more positions. */
@@ -130,10 +151,11 @@ static void attention_part(void *ctx, int thread, int n_threads)
     const int64_t               items = (int64_t)j->tokens->n * groups;
     float                      *scores = j->cpu->scores + (size_t)thread * j->cpu->scores_len;
     for (int64_t i = thread; i < items; i += n_threads) {
-        const int t = (int)(i / groups), g = (int)(i % groups);
+        const int   t = (int)(i / groups), g = (int)(i % groups);
+        const void *next = i + n_threads < items ? keys(j, i + n_threads) : NULL;
         const int first = first_head(g, j->n_head, groups), end = first_head(g + 1, j->n_head, groups);
         for (int head = first; head < end; head += MAX_GROUP)
-            attend(j, t, g, head, end - head < MAX_GROUP ? end - head : MAX_GROUP, scores);
+            attend(j, t, g, head, end - head < MAX_GROUP ? end - head : MAX_GROUP, scores, next);
     }
 }
 

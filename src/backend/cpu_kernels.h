@@ -24,9 +24,10 @@ struct softmax_args {
 struct cpu_kernels {
     const char *name; /* "portable", "avx2", "avx512" */
 
-    /* y[t·ldy + r] = Σ_k w[r][k]·x[t·ldx + k], w [rows, cols], t < n. The order of a sum depends on cols alone. */
+    /* y[t·ldy + r] = Σ_k w[r][k]·x[t·ldx + k], w [rows, cols], t < n. The order of a sum depends on cols alone.
+     * next, here and in `weigh`: what will be read after this, prefetched near the end; or NULL. */
     void (*dot)(enum dtype format, float *y, size_t ldy, const void *w, int rows, int cols, const float *x, size_t ldx,
-                int n);
+                int n, const void *next);
     /* What follows a sum, in place on y [n]: INT8 scales (y = r(r(y)·scale), scales NULL otherwise), bias or NULL, r. */
     void (*finish)(float *y, int n, const void *scales, enum dtype scale_dtype, const float *bias, bool round);
     /* One token of backend.h's rmsnorm; y may be x. */
@@ -41,7 +42,7 @@ struct cpu_kernels {
     float (*softmax)(float *s, int n, const struct softmax_args *args);
     /* y[g·ldy + d] = r(Σ_i p[g·ldp + i]·v[i][d] / total[g]) for n_heads g, d < head_dim, i < n in rising order. */
     void (*weigh)(enum dtype format, float *y, size_t ldy, const float *p, size_t ldp, const float *total, int n_heads,
-                  const void *v, int n, int head_dim, bool round);
+                  const void *v, int n, int head_dim, bool round, const void *next);
     /* y = (add ? y : 0) + widened row [n]; x = r(x·factor). For embeddings. */
     void (*widen)(enum dtype format, float *y, const void *row, size_t n, bool add);
     void (*scale)(float *x, float factor, size_t n, bool round);

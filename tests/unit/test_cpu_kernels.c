@@ -120,7 +120,7 @@ static void int8_rows_round_half_to_even_and_zero_rows_stay_zero(void **state)
 static void dot(const struct cpu_kernels *k, enum dtype format, float *y, const void *w, int rows, int cols, const float *x,
                 int n)
 {
-    k->dot(format, y, (size_t)rows, w, rows, cols, x, (size_t)cols, n);
+    k->dot(format, y, (size_t)rows, w, rows, cols, x, (size_t)cols, n, NULL);
 }
 
 /* The documented order of summation, one operation at a time. */
