@@ -144,7 +144,7 @@ static __global__ void __launch_bounds__(ATTENTION_WARPS *WARP, R >= 4 || D > 12
     __shared__ int   s_last;
     const struct attention_layer &l = p.l;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, sub = lane / S::lanes, dl = lane % S::lanes;
-    const int per_token = p.groups * ATTENTION_MAX_CHUNKS, jobs = p.tokens * per_token;
+    const int items = p.tokens * p.groups, jobs = items * ATTENTION_MAX_CHUNKS;
 
     struct job {
         int token, group, chunk, len, start, end, chunks;
@@ -152,9 +152,9 @@ static __global__ void __launch_bounds__(ATTENTION_WARPS *WARP, R >= 4 || D > 12
     };
     auto describe = [&](int j) {
         struct job b;
-        b.token      = j / per_token;
-        b.group      = j % per_token / ATTENTION_MAX_CHUNKS; /* chunk fastest: a head's chunks run side by side */
-        b.chunk      = j % ATTENTION_MAX_CHUNKS;
+        b.token      = j % items / p.groups;
+        b.group      = j % items % p.groups;
+        b.chunk      = j / items; /* slowest: the jobs without positions come last */
         const int seq = p.seq ? p.seq[b.token] : b.token;
         b.len        = (int)load_l2_4(p.pos + b.token) + 1;
         const int cl = chunk_length(b.len, S::step);
@@ -395,6 +395,272 @@ static __global__ void __launch_bounds__(ATTENTION_WARPS *WARP, R >= 4 || D > 12
     }
 }
 
+/* ---- slow stack, sm_90: a cluster of eight blocks per (token, group of query heads) -------------------------------- */
+
+/* The positions are cut into eight equal chunks, one a block; the partial softmaxes meet in distributed shared memory:
+ * every block receives its eighth of the output columns from all eight and adds them in order. That replaces a fence, an
+ * atomic and a second round through L2 (9.1 us a call on an H200, of which the merge was more than half). */
+enum { CLUSTER = 8, CLUSTER_WARPS = 8 };
+
+static __device__ __forceinline__ void cluster_arrive(void)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+static __device__ __forceinline__ void cluster_wait(void)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+static __device__ __forceinline__ void store_remote(float *local, int rank, float v)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    uint32_t to;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(to) : "r"((uint32_t)__cvta_generic_to_shared(local)), "r"(rank));
+    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(to), "f"(v) : "memory");
+#endif
+}
+
+template <int D, int INT8, int R, bool APPEND>
+static __global__ void __launch_bounds__(CLUSTER_WARPS *WARP, R >= 4 || D > 128 ? 1 : 2)
+    cluster_kernel(const attention_args p)
+{
+    constexpr int E = INT8 ? 16 : 8, LANES = D / E, SUB = WARP / LANES, NL = SUB >= 16 ? 1 : SUB == 8 ? 2 : 4;
+    constexpr int STEP = CLUSTER_WARPS * SUB * NL, SLICE = R * D / CLUSTER, MINE = (D + 63) / 64; /* pairs of a lane */
+    __shared__ __align__(16) float s_q[R][D], s_new[2][D], s_o[CLUSTER_WARPS][R][D];
+    __shared__ float s_m[CLUSTER_WARPS][R], s_l[CLUSTER_WARPS][R];
+    __shared__ float s_in[CLUSTER][SLICE], s_in_m[CLUSTER][R], s_in_l[CLUSTER][R]; /* from the blocks of the cluster */
+    const struct attention_layer &l = p.l;
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, sub = lane / LANES, dl = lane % LANES;
+    const int rank = blockIdx.x % CLUSTER, item = blockIdx.x / CLUSTER, token = item / p.groups, group = item % p.groups;
+    cluster_arrive(); /* every block has started: waited for before the first remote store */
+    if (!APPEND)
+        pdl_wait();
+    const int    seq = p.seq ? p.seq[token] : token, len = (int)load_l2_4(p.pos + token) + 1;
+    const int    chunk = (len + CLUSTER - 1) / CLUSTER, start = min(rank * chunk, len), end = min(start + chunk, len);
+    const int    kv = group * R * l.n_kv_heads / l.n_head, cached = APPEND ? min(end, len - 1) : end;
+    const size_t row0 = ((size_t)seq * l.n_kv_heads + kv) * l.max_len;
+    const bool   newest = APPEND && start < len && end == len;
+
+    uint4 k[NL], v[NL];
+    float ks[NL], vs[NL];
+    auto  fetch = [&](int base) {
+#pragma unroll
+        for (int i = 0; i < NL; i++) {
+            const int pos = base + (i * CLUSTER_WARPS + warp) * SUB + sub;
+            k[i] = v[i] = make_uint4(0, 0, 0, 0);
+            ks[i] = vs[i] = 0.0f;
+            if (pos < cached) {
+                const size_t at = row0 + pos;
+                k[i] = load_weights((const char *)l.d_k + (at * D + dl * E) * (INT8 ? 1 : 2));
+                v[i] = load_weights((const char *)l.d_v + (at * D + dl * E) * (INT8 ? 1 : 2));
+                if (INT8) {
+                    ks[i] = load_l2_f32(l.d_k_scale + at);
+                    vs[i] = load_l2_f32(l.d_v_scale + at);
+                }
+            }
+        }
+    };
+    fetch(start);
+    /* This warp's head of q, k or v, and the constants that it needs. */
+    const int    head = warp < R ? group * R + warp : l.n_head + kv + (warp - R) * l.n_kv_heads;
+    const bool   has_head = warp < R || (newest && warp < R + 2), rotates = APPEND && has_head && warp <= R;
+    const float *norm = warp < R ? l.d_q_norm : l.d_k_norm;
+    uint32_t     rope[MINE] = {};
+    float2       nw[MINE] = {};
+    if (rotates) {
+#pragma unroll
+        for (int i = 0; i < MINE; i++) {
+            const int pair = lane + i * WARP;
+            if (2 * pair < l.head_dim) {
+                rope[i] = load_l2_4(l.d_rope + (size_t)(len - 1) * (l.head_dim / 2) + pair);
+                if (norm) {
+                    const uint2 u = load_l2_8(norm + 2 * pair);
+                    nw[i]         = make_float2(__uint_as_float(u.x), __uint_as_float(u.y));
+                }
+            }
+        }
+    }
+    pdl_trigger();
+    if (APPEND)
+        pdl_wait();
+
+    if (has_head) {
+        struct head_vector h = head_load(p.qkv + (size_t)token * p.qkv_stride + head * l.head_dim, l.head_dim, lane);
+        if (rotates) {
+            float r = 0.0f;
+            if (norm) {
+                float ss = 0.0f;
+#pragma unroll
+                for (int i = 0; i < 2 * MINE; i++)
+                    ss += h.v[i] * h.v[i];
+                r = 1.0f / sqrtf(warp_sum(ss) / (float)l.head_dim + l.eps);
+            }
+#pragma unroll
+            for (int i = 0; i < MINE; i++) {
+                float a = h.v[2 * i], b = h.v[2 * i + 1];
+                if (norm)
+                    a = norm_one(a, r, nw[i].x), b = norm_one(b, r, nw[i].y);
+                const float c = bf16_low(rope[i]), s = bf16_high(rope[i]);
+                h.v[2 * i]     = round_bf16(__fsub_rn(__fmul_rn(a, c), __fmul_rn(b, s)));
+                h.v[2 * i + 1] = round_bf16(__fadd_rn(__fmul_rn(b, c), __fmul_rn(a, s)));
+            }
+        }
+        if (warp >= R) /* groups that share a KV head write the same bytes */
+            head_append(&h, l, warp == R ? l.d_k : l.d_v, warp == R ? l.d_k_scale : l.d_v_scale, row0 + len - 1, lane);
+        head_to_shared(h, warp < R ? s_q[warp] : s_new[warp - R], D, lane);
+    }
+    __syncthreads();
+    const float scale = 1.0f / sqrtf((float)l.head_dim);
+    float       q[R][E], o[R][E], m[R], mass[R];
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+        m[r] = -1e30f, mass[r] = 0.0f;
+#pragma unroll
+        for (int e = 0; e < E; e++)
+            q[r][e] = s_q[r][dl * E + e] * (scale * 1.44269504f), o[r][e] = 0.0f; /* log2 e: exp2 below */
+    }
+    auto score = [&](const float *kf, int r) {
+        float s = 0.0f;
+#pragma unroll
+        for (int e = 0; e < E; e++)
+            s += q[r][e] * kf[e];
+#pragma unroll
+        for (int off = LANES / 2; off; off >>= 1)
+            s += __shfl_xor_sync(~0u, s, off);
+        return s;
+    };
+    for (int base = start; base < end; base += STEP) {
+        float s[NL][R];
+#pragma unroll
+        for (int i = 0; i < NL; i++) {
+            const bool     real = base + (i * CLUSTER_WARPS + warp) * SUB + sub < cached;
+            const uint32_t u[4] = {k[i].x, k[i].y, k[i].z, k[i].w};
+            float          kf[E];
+#pragma unroll
+            for (int e = 0; e < E; e++)
+                kf[e] = INT8 ? int8_at(u[e / 4] ^ 0x80808080u, e % 4)
+                             : (e & 1 ? bf16_high(u[e / 2 % 4]) : bf16_low(u[e / 2 % 4]));
+#pragma unroll
+            for (int r = 0; r < R; r++) {
+                const float one = score(kf, r);
+                s[i][r]         = real ? (INT8 ? one * ks[i] : one) : -INFINITY;
+            }
+        }
+#pragma unroll
+        for (int r = 0; r < R; r++) {
+            float top = m[r];
+#pragma unroll
+            for (int i = 0; i < NL; i++)
+                top = fmaxf(top, s[i][r]);
+#pragma unroll
+            for (int off = LANES; off < WARP; off <<= 1)
+                top = fmaxf(top, __shfl_xor_sync(~0u, top, off));
+            const float shrink = exp2f(m[r] - top);
+            m[r]               = top;
+            mass[r] *= shrink;
+#pragma unroll
+            for (int e = 0; e < E; e++)
+                o[r][e] *= shrink;
+#pragma unroll
+            for (int i = 0; i < NL; i++) {
+                s[i][r] = exp2f(s[i][r] - top);
+                mass[r] += s[i][r];
+                if (INT8)
+                    s[i][r] *= vs[i];
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < NL; i++) {
+            const uint32_t u[4] = {v[i].x, v[i].y, v[i].z, v[i].w};
+#pragma unroll
+            for (int e = 0; e < E; e++) {
+                const float vf = INT8 ? int8_at(u[e / 4] ^ 0x80808080u, e % 4)
+                                      : (e & 1 ? bf16_high(u[e / 2 % 4]) : bf16_low(u[e / 2 % 4]));
+#pragma unroll
+                for (int r = 0; r < R; r++)
+                    o[r][e] += s[i][r] * vf;
+            }
+        }
+        if (base + STEP < end)
+            fetch(base + STEP);
+    }
+    if (newest && warp == 0) {
+        float kf[E];
+#pragma unroll
+        for (int e = 0; e < E; e++)
+            kf[e] = s_new[0][dl * E + e];
+#pragma unroll
+        for (int r = 0; r < R; r++) {
+            const float one = score(kf, r), top = fmaxf(m[r], one), shrink = exp2f(m[r] - top);
+            const float w = sub == 0 ? exp2f(one - top) : 0.0f;
+            m[r]          = top;
+            mass[r]       = mass[r] * shrink + w;
+#pragma unroll
+            for (int e = 0; e < E; e++)
+                o[r][e] = o[r][e] * shrink + w * s_new[1][dl * E + e];
+        }
+    }
+    /* The warp's positions together, the block's warps in order, the cluster's blocks in order. */
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+#pragma unroll
+        for (int off = LANES; off < WARP; off <<= 1) {
+            mass[r] += __shfl_xor_sync(~0u, mass[r], off);
+#pragma unroll
+            for (int e = 0; e < E; e++)
+                o[r][e] += __shfl_xor_sync(~0u, o[r][e], off);
+        }
+        if (sub == 0)
+#pragma unroll
+            for (int e = 0; e < E; e += 4)
+                *(float4 *)&s_o[warp][r][dl * E + e] = make_float4(o[r][e], o[r][e + 1], o[r][e + 2], o[r][e + 3]);
+        if (lane == 0)
+            s_m[warp][r] = m[r], s_l[warp][r] = mass[r];
+    }
+    __syncthreads();
+    cluster_wait();
+    for (int i = threadIdx.x; i < R * D; i += CLUSTER_WARPS * WARP) {
+        const int r = i / D, d = i % D;
+        float     top = s_m[0][r], sum = 0.0f, all = 0.0f;
+#pragma unroll
+        for (int w = 1; w < CLUSTER_WARPS; w++)
+            top = fmaxf(top, s_m[w][r]);
+#pragma unroll
+        for (int w = 0; w < CLUSTER_WARPS; w++) {
+            const float f = exp2f(s_m[w][r] - top);
+            sum += f * s_o[w][r][d];
+            all += f * s_l[w][r];
+        }
+        store_remote(&s_in[rank][i % SLICE], i / SLICE, sum);
+        if (d < CLUSTER) { /* D ≥ 16: these threads tell each block of the head's maximum and mass */
+            store_remote(&s_in_m[rank][r], d, top);
+            store_remote(&s_in_l[rank][r], d, all);
+        }
+    }
+    cluster_arrive();
+    cluster_wait();
+    for (int i = threadIdx.x / CLUSTER; i < (SLICE + 3) / 4 * 4; i += CLUSTER_WARPS * WARP / CLUSTER) { /* whole warps */
+        const int from = threadIdx.x % CLUSTER, at = rank * SLICE + min(i, SLICE - 1), r = at / D, d = at % D;
+        float     top = s_in_m[from][r];
+#pragma unroll
+        for (int off = 1; off < CLUSTER; off <<= 1)
+            top = fmaxf(top, __shfl_xor_sync(~0u, top, off));
+        const float f = exp2f(s_in_m[from][r] - top);
+        float       sum = f * s_in[from][min(i, SLICE - 1)], all = f * s_in_l[from][r];
+#pragma unroll
+        for (int off = 1; off < CLUSTER; off <<= 1) {
+            sum += __shfl_xor_sync(~0u, sum, off);
+            all += __shfl_xor_sync(~0u, all, off);
+        }
+        if (from == 0 && i < SLICE && d < l.head_dim)
+            p.y[(size_t)token * p.y_stride + (group * R + r) * l.head_dim + d] =
+                __bfloat16_as_ushort(__float2bfloat16_rn(__fdividef(sum, all)));
+    }
+}
+
 /* A warp per (token, head of q, k or v). */
 static __global__ void append_kernel(const attention_args p)
 {
@@ -434,9 +700,10 @@ static __global__ void __launch_bounds__(FAST_WARPS *WARP) fast_kernel(const att
 {
     extern __shared__ float shared[];
     const struct attention_layer &l = p.l;
-    const int D = l.row, pitch = D + 1, kv = blockIdx.x, seq = blockIdx.y, R = l.n_head / l.n_kv_heads;
+    const int D = l.row, pitch = D + 2, kv = blockIdx.x, seq = blockIdx.y, R = l.n_head / l.n_kv_heads;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, len_max = first + n_new;
     float    *s_k = shared, *s_v = s_k + len_max * pitch, *s_q = s_v + len_max * pitch; /* q [n_new·R][D] */
+    uint32_t *s_rope = (uint32_t *)(s_q + n_new * R * D);                             /* [n_new][head_dim/2] */
     const size_t row0 = ((size_t)seq * l.n_kv_heads + kv) * l.max_len;
 
     /* Older positions were written by earlier passes, before our predecessor's predecessor ended. */
@@ -453,7 +720,10 @@ static __global__ void __launch_bounds__(FAST_WARPS *WARP) fast_kernel(const att
             s_v[pos * pitch + d + 2 * e + 1] = bf16_high(vu[e]);
         }
     }
+    for (int i = threadIdx.x; i < n_new * (l.head_dim / 2); i += FAST_WARPS * WARP)
+        s_rope[i] = load_l2_4(l.d_rope + (size_t)first * (l.head_dim / 2) + i);
     pdl_trigger();
+    __syncthreads();
     pdl_wait();
     for (int task = warp; task < n_new * (R + 2); task += FAST_WARPS) {
         const int       n = task / (R + 2), what = task % (R + 2), pos = first + n;
@@ -461,34 +731,43 @@ static __global__ void __launch_bounds__(FAST_WARPS *WARP) fast_kernel(const att
         const uint16_t *row  = p.qkv + (size_t)(seq * n_new + n) * p.qkv_stride;
         struct head_vector h = head_load(row + head * l.head_dim, l.head_dim, lane);
         if (what <= R)
-            head_norm_rotate(&h, what < R ? l.d_q_norm : l.d_k_norm, l.eps, l.d_rope + (size_t)pos * (l.head_dim / 2),
-                             l.head_dim, lane);
+            head_norm_rotate(&h, what < R ? l.d_q_norm : l.d_k_norm, l.eps, s_rope + n * (l.head_dim / 2), l.head_dim, lane);
         if (what >= R)
             head_append(&h, l, what == R ? l.d_k : l.d_v, NULL, row0 + pos, lane);
         float *out = what < R ? s_q + (n * R + what) * D : (what == R ? s_k : s_v) + pos * pitch;
 #pragma unroll
         for (int i = 0; i < PAIRS; i++)
             if (2 * (lane + i * WARP) < D)
-                out[2 * (lane + i * WARP)] = h.v[2 * i], out[2 * (lane + i * WARP) + 1] = h.v[2 * i + 1];
+                *(float2 *)(out + 2 * (lane + i * WARP)) = make_float2(h.v[2 * i], h.v[2 * i + 1]);
     }
     __syncthreads();
     const float scale = 1.0f / sqrtf((float)l.head_dim);
     for (int task = warp; task < n_new * R; task += FAST_WARPS) {
         const int    n = task / R, r = task % R, len = first + n + 1;
         const float *q = s_q + task * D, *k = s_k + min(lane, len - 1) * pitch;
-        float        s = 0.0f;
-        for (int d = 0; d < l.head_dim; d++)
-            s += q[d] * k[d];
+        float        s4[4] = {};
+#pragma unroll 8
+        for (int d = 0; d < D; d += 4) { /* rows are padded with zeros to D */
+            const float2 q0 = *(const float2 *)(q + d), q1 = *(const float2 *)(q + d + 2);
+            const float2 k0 = *(const float2 *)(k + d), k1 = *(const float2 *)(k + d + 2);
+            s4[0] += q0.x * k0.x, s4[1] += q0.y * k0.y, s4[2] += q1.x * k1.x, s4[3] += q1.y * k1.y;
+        }
+        float s          = (s4[0] + s4[1]) + (s4[2] + s4[3]);
         s                = lane < len ? round_bf16(__fmul_rn(round_bf16(s), scale)) : -INFINITY;
         const float top  = warp_max(s), e = lane < len ? expf(s - top) : 0.0f;
         const float prob = round_bf16(__fdiv_rn(e, warp_sum(e)));
         uint16_t   *y    = p.y + (size_t)(seq * n_new + n) * p.y_stride + (kv * R + r) * l.head_dim;
-        for (int d = lane; d < (l.head_dim + WARP - 1) / WARP * WARP; d += WARP) {
-            float o = 0.0f;
-            for (int i = 0; i < len; i++)
-                o += __shfl_sync(~0u, prob, i) * (d < D ? s_v[i * pitch + d] : 0.0f);
-            if (d < l.head_dim)
-                y[d] = __bfloat16_as_ushort(__float2bfloat16_rn(o));
+        for (int pair = lane; pair < (D / 2 + WARP - 1) / WARP * WARP; pair += WARP) {
+            const int at = min(2 * pair, D - 2);
+            float     o0 = 0.0f, o1 = 0.0f;
+#pragma unroll 4
+            for (int i = 0; i < len; i++) {
+                const float2 v = *(const float2 *)(s_v + i * pitch + at);
+                const float  w = __shfl_sync(~0u, prob, i);
+                o0 += w * v.x, o1 += w * v.y;
+            }
+            if (2 * pair < l.head_dim)
+                *(uint32_t *)(y + 2 * pair) = pack_bf16(o0, o1);
         }
     }
 }
@@ -521,10 +800,18 @@ template <int D, int INT8, int R>
 static cudaError_t enqueue(attention_args p, const struct attention_call *call, cudaStream_t stream)
 {
     p.groups = p.l.n_head / R;
-    int       device = 0, sms = 0;
+    int       device = 0, sms = 0, major = 0;
     const int jobs = p.tokens * p.groups * ATTENTION_MAX_CHUNKS;
     cudaGetDevice(&device);
     cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    if (major >= 9) {
+        const dim3 grid((unsigned)(p.tokens * p.groups * CLUSTER)), block(CLUSTER_WARPS * WARP);
+        return call->append ? launch_cluster(cluster_kernel<D, INT8, R, true>, grid, block, CLUSTER, stream, call->pdl,
+                                             (const attention_args)p)
+                            : launch_cluster(cluster_kernel<D, INT8, R, false>, grid, block, CLUSTER, stream, call->pdl,
+                                             (const attention_args)p);
+    }
     const int blocks = jobs < 4 * sms ? jobs : 4 * sms;
     if (call->append)
         return launch(attention_kernel<D, INT8, R, true>, dim3(blocks), dim3(ATTENTION_WARPS * WARP), 0, stream, call->pdl,
@@ -577,8 +864,8 @@ extern "C" cudaError_t attention_fast_launch(const struct attention_layer *a, co
 {
     if (first + n_new > ATTENTION_MAX_FAST || a->int8)
         return cudaErrorInvalidValue;
-    const size_t smem = sizeof(float) * (2 * (size_t)(first + n_new) * (a->row + 1) +
-                                         (size_t)n_new * (a->n_head / a->n_kv_heads) * a->row);
+    const size_t smem = sizeof(float) * (2 * (size_t)(first + n_new) * (a->row + 2) +
+                                         (size_t)n_new * ((a->n_head / a->n_kv_heads) * a->row + a->head_dim / 2));
     if (smem > 48 * 1024) {
         cudaError_t e = cudaFuncSetAttribute(fast_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem);
         if (e != cudaSuccess)

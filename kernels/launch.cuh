@@ -21,4 +21,24 @@ static cudaError_t launch(void (*kernel)(Args...), dim3 grid, dim3 block, size_t
     return cudaLaunchKernelEx(&config, kernel, args...);
 }
 
+/* The same with clusters of `cluster` blocks along x (sm_90). */
+template <typename... Args>
+static cudaError_t launch_cluster(void (*kernel)(Args...), dim3 grid, dim3 block, unsigned cluster, cudaStream_t stream,
+                                  bool pdl, Args... args)
+{
+    cudaLaunchAttribute attributes[2] = {};
+    attributes[0].id               = cudaLaunchAttributeClusterDimension;
+    attributes[0].val.clusterDim.x = cluster;
+    attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
+    attributes[1].id                                         = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[1].val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim            = grid;
+    config.blockDim           = block;
+    config.stream             = stream;
+    config.attrs              = attributes;
+    config.numAttrs           = pdl ? 2 : 1;
+    return cudaLaunchKernelEx(&config, kernel, args...);
+}
+
 #endif

@@ -22,19 +22,21 @@ static int ksteps_for(int cols)
     return by10 < by8 ? by10 : by8;
 }
 
-extern "C" void linear_plan(struct linear *l, int rows, int cols, bool int8, bool paired)
+extern "C" void linear_plan(struct linear *l, int rows, int cols, bool int8, bool paired, bool normed)
 {
     struct linear p = {};
     p.rows = rows, p.cols = cols, p.int8 = int8, p.paired = paired;
     p.fold   = 1;
     p.tiles  = up(rows, paired ? 8 : 16) / (paired ? 8 : 16);
     p.ksteps = ksteps_for(cols);
-    /* Few rows leave SMs idle: tiles of 8 rows double the blocks. Only for column counts that fit one chunk exactly. */
-    if (!paired && p.tiles <= 72 && (cols == 1024 || cols == 2048 || cols == 3072)) {
-        p.fold   = 2;
-        p.tiles  = up(rows, 8) / 8;
-        p.ksteps = cols / 256;
-    }
+    /* Few rows leave SMs idle: tiles of 8 rows double the blocks. */
+    const bool one_chunk = cols == 1024 || (!normed && (cols == 2048 || cols == 3072));
+    if (!paired && p.tiles <= 72 && one_chunk)
+        p.fold = 2, p.ksteps = cols / 256;
+    else if (!paired && !normed && p.tiles > 72 && p.tiles <= 264 && cols > 2048)
+        p.fold = 2, p.ksteps = ksteps_for(up(cols, 2) / 2);
+    if (p.fold == 2)
+        p.tiles = up(rows, 8) / 8;
     *l = p;
 }
 
@@ -50,7 +52,7 @@ extern "C" size_t linear_scale_bytes(const struct linear *l)
 
 extern "C" int linear_padded_cols(int cols)
 {
-    return up(cols, 256) + 1280; /* at least 512, and the up to 8 + 1 ksteps a warp that ksteps_for() pads */
+    return up(cols, 256) + 2816; /* what ksteps_for() may add, twice for the two halves of fold 2 */
 }
 
 /* A thread writes one lane's 16 bytes: one BF16 fragment, or two INT8 ones. Fragment rows of other parts are left alone:

@@ -85,7 +85,9 @@ static __global__ void __launch_bounds__(LINEAR_WARPS *WARP, NT <= 1 && RT < 3 ?
     float *red = shared;                                    /* [8][TOK][ROWS] */
     float *sum_of_squares = red + LINEAR_WARPS * TOK * ROWS; /* [8][TOK]       */
     float *s_scale = sum_of_squares + LINEAR_WARPS * TOK;   /* [ROWS] scale, then [ROWS] bias */
-    __nv_bfloat16 *xs = (__nv_bfloat16 *)(s_scale + 2 * ROWS); /* X_NORM_SMEM: [TOK][padded] */
+    const int      padded = LINEAR_WARPS * p.ksteps * 16 + 8; /* columns of x, + 8: rows on different banks */
+    float         *s_norm = s_scale + 2 * ROWS;             /* X_NORM_SMEM: [padded]      */
+    __nv_bfloat16 *xs = (__nv_bfloat16 *)(s_norm + padded); /* X_NORM_SMEM: [TOK][padded] */
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane >> 2, t = lane & 3;
     const int first_token = blockIdx.y * TOK, n_tok = min(TOK, p.tokens - first_token);
     const int wbase = warp * p.ksteps * 16;
@@ -128,17 +130,25 @@ static __global__ void __launch_bounds__(LINEAR_WARPS *WARP, NT <= 1 && RT < 3 ?
         }
     };
     row_constants(blockIdx.x);
-    uint32_t early[!MANY && INT8 ? RT * KC * 4 : 1]; /* converted before the wait, off the critical path */
-    if (!MANY && INT8) {
+    if (XM == X_NORM_SMEM)
+        for (int k = threadIdx.x * 4; k < padded - 8; k += 4 * LINEAR_WARPS * WARP)
+            *(float4 *)(s_norm + k) = *(const float4 *)(p.norm + k);
+    /* INT8 becomes BF16 before the wait, but for the last tile, which is converted while x is on its way: a product whose
+     * weights come late must not hold up the request for x. */
+    uint32_t early[!MANY && INT8 ? RT * KC * 4 : 1];
+    auto     convert = [&](int first, int last) {
 #pragma unroll
-        for (int i = 0; i < RAW; i++) {
+        for (int i = first * KC / 2; i < last * KC / 2; i++) {
             const int m = i / (KC / 2), s = i % (KC / 2) * 2;
             int8_fragment(raw[i].x, raw[i].y, early + (m * KC + s) * 4);
             int8_fragment(raw[i].z, raw[i].w, early + (m * KC + s + 1) * 4);
         }
+    };
+    if constexpr (!MANY && INT8) {
+        convert(0, RT - 1);
 #pragma unroll
-        for (int i = 0; i < RT * KC * 4; i++)
-            asm volatile("" : "+r"(early[i]));
+        for (int i = 0; i < (RT - 1) * KC * 4; i++)
+            asm volatile("" : "+r"(early[i])); /* here, and not where the compiler would like it */
     }
     pdl_wait();
     if (p.late)
@@ -166,9 +176,13 @@ static __global__ void __launch_bounds__(LINEAR_WARPS *WARP, NT <= 1 && RT < 3 ?
             if (KC % 8 == 0 || s < KC)
                 v = load_l2_8(x_row(0) + wbase + 32 * (s / 2) + 8 * t + 4 * (s % 2));
             x[2 * j] = v.x, x[2 * j + 1] = v.y;
-            ss += squares(v.x, v.y);
         }
         fetch_residual(blockIdx.x);
+        if constexpr (INT8)
+            convert(RT - 1, RT);
+#pragma unroll
+        for (int j = 0; j < SETS; j++)
+            ss += squares(x[2 * j], x[2 * j + 1]);
         ss = warp_sum(ss);
         if (lane == 0)
             sum_of_squares[warp] = ss;
@@ -195,6 +209,8 @@ static __global__ void __launch_bounds__(LINEAR_WARPS *WARP, NT <= 1 && RT < 3 ?
                 xp[0] = v.x, xp[1] = v.y, xp[2] = v.z, xp[3] = v.w;
             }
         fetch_residual(blockIdx.x);
+        if constexpr (INT8)
+            convert(RT - 1, RT);
 #pragma unroll
         for (int n = 0; n < NTILE; n++) {
             float q[8 * SETS] = {};
@@ -232,26 +248,58 @@ static __global__ void __launch_bounds__(LINEAR_WARPS *WARP, NT <= 1 && RT < 3 ?
         }
     } else if (!MANY)
         fetch_residual(blockIdx.x);
-    const int padded = LINEAR_WARPS * p.ksteps * 16 + 8; /* +8: rows on different banks */
-    if (XM == X_NORM_SMEM) { /* a warp per token, in turn */
-        for (int token = warp; token < TOK; token += LINEAR_WARPS) {
+    if (XM == X_NORM_SMEM) {
+        /* Vectors of 8 columns go round 256 places, whose sums meet as warps of 32 in order: the whole block is these
+         * places for one token; for many, a warp plays all of them for its token, so that both give the same bits. */
+        auto normalize = [&](int token, int k, float r) {
+            uint4       *at = (uint4 *)(xs + (size_t)token * padded + k);
+            uint4        v = *at;
+            const float *w = s_norm + k;
+            v.x = norm_pair(v.x, r, w[0], w[1]), v.y = norm_pair(v.y, r, w[2], w[3]);
+            v.z = norm_pair(v.z, r, w[4], w[5]), v.w = norm_pair(v.w, r, w[6], w[7]);
+            *at = v;
+        };
+        constexpr int ROUND = LINEAR_WARPS * WARP * 8;
+        if (TOK == 1) {
             float ss = 0.0f;
-            if (token < n_tok)
-                for (int k = lane * 4; k < p.cols; k += 4 * WARP) {
-                    const uint2 v = load_l2_8(x_row(token) + k);
-                    ss += squares(v.x, v.y);
-                }
-            ss            = warp_sum(ss);
+            for (int k = threadIdx.x * 8; k < padded - 8; k += ROUND) {
+                const uint4 v = load_l2_16(x_row(0) + k);
+                *(uint4 *)(xs + k) = v;
+                ss += squares(v.x, v.y) + squares(v.z, v.w);
+            }
+            ss = warp_sum(ss);
+            if (lane == 0)
+                sum_of_squares[warp] = ss;
+            __syncthreads();
+            ss = 0.0f;
+#pragma unroll
+            for (int i = 0; i < LINEAR_WARPS; i++)
+                ss += sum_of_squares[i];
             const float r = 1.0f / sqrtf(ss / (float)p.cols + p.eps);
-            for (int k = lane * 4; k < padded - 8; k += 4 * WARP) {
-                uint2 v = make_uint2(0, 0);
-                if (token < n_tok && k < p.cols) {
-                    const float4 w4 = *(const float4 *)(p.norm + k);
-                    v               = load_l2_8(x_row(token) + k);
-                    v.x             = norm_pair(v.x, r, w4.x, w4.y);
-                    v.y             = norm_pair(v.y, r, w4.z, w4.w);
-                }
-                *(uint2 *)(xs + (size_t)token * padded + k) = v;
+            for (int k = threadIdx.x * 8; k < padded - 8; k += ROUND)
+                normalize(0, k, r);
+        } else {
+            __syncthreads(); /* s_norm */
+            for (int token = warp; token < TOK; token += LINEAR_WARPS) {
+                float place[LINEAR_WARPS] = {}, ss = 0.0f;
+                for (int base = 0; base < padded - 8; base += ROUND)
+#pragma unroll
+                    for (int i = 0; i < LINEAR_WARPS; i++) {
+                        const int k = base + (i * WARP + lane) * 8;
+                        uint4     v = make_uint4(0, 0, 0, 0);
+                        if (k >= padded - 8)
+                            continue;
+                        if (token < n_tok)
+                            v = load_l2_16(x_row(token) + k);
+                        *(uint4 *)(xs + (size_t)token * padded + k) = v;
+                        place[i] += squares(v.x, v.y) + squares(v.z, v.w);
+                    }
+#pragma unroll
+                for (int i = 0; i < LINEAR_WARPS; i++)
+                    ss += warp_sum(place[i]);
+                const float r = 1.0f / sqrtf(ss / (float)p.cols + p.eps);
+                for (int k = lane * 8; k < padded - 8; k += WARP * 8)
+                    normalize(token, k, r);
             }
         }
         __syncthreads();
@@ -318,6 +366,8 @@ static __global__ void __launch_bounds__(LINEAR_WARPS *WARP, NT <= 1 && RT < 3 ?
 #pragma unroll
                 for (int s = 0; s < KC; s += 2)
                     load_x(0, 0, s, b[0] + 2 * s);
+            if constexpr (INT8 && XM != X_NORM_REG)
+                convert(RT - 1, RT);
 #pragma unroll
             for (int n = 0; n < NTILE; n++) {
                 if (XM != X_NORM_REG && n + 1 < NTILE)
@@ -351,7 +401,21 @@ static __global__ void __launch_bounds__(LINEAR_WARPS *WARP, NT <= 1 && RT < 3 ?
 #pragma unroll
             for (int i = 0; i < RT * NTILE * 4; i++)
                 (&c[0][0][0])[i] = 0.0f;
+            constexpr bool AHEAD = XM == X_GLOBAL && NTILE <= 2; /* x of a chunk is requested one chunk early */
+            uint32_t       ahead[AHEAD ? KC / 2 : 1][NTILE][4];
+            if (AHEAD)
+#pragma unroll
+                for (int i = 0; i < KC / 2 * NTILE; i++)
+                    load_x(i % NTILE, 0, i / NTILE * 2, ahead[AHEAD ? i / NTILE : 0][i % NTILE]);
             for (int chunk = 0; chunk < n_chunks; chunk++) {
+                uint32_t now[AHEAD ? KC / 2 : 1][NTILE][4];
+                if (AHEAD) {
+                    memcpy(now, ahead, sizeof now);
+                    if (chunk + 1 < n_chunks)
+#pragma unroll
+                        for (int i = 0; i < KC / 2 * NTILE; i++)
+                            load_x(i % NTILE, chunk + 1, i / NTILE * 2, ahead[AHEAD ? i / NTILE : 0][i % NTILE]);
+                }
                 const bool more       = chunk + 1 < n_chunks || group + gridDim.x < p.groups;
                 const int  next_group = chunk + 1 < n_chunks ? group : group + gridDim.x;
                 const int  next_chunk = chunk + 1 < n_chunks ? chunk + 1 : 0;
@@ -360,7 +424,10 @@ static __global__ void __launch_bounds__(LINEAR_WARPS *WARP, NT <= 1 && RT < 3 ?
                     uint32_t b[NTILE][4];
 #pragma unroll
                     for (int n = 0; n < NTILE; n++)
-                        load_x(n, chunk, s, b[n]);
+                        if (AHEAD)
+                            memcpy(b[n], now[AHEAD ? s / 2 : 0][n], sizeof b[n]);
+                        else
+                            load_x(n, chunk, s, b[n]);
 #pragma unroll
                     for (int m = 0; m < RT; m++) {
                         uint32_t f[8];
@@ -447,7 +514,7 @@ static cudaError_t enqueue(const struct linear *l, const struct linear_call *cal
     auto         *kernel = linear_kernel<INT8, FOLD, RT, KC, NT, XM, MANY>;
     size_t        smem   = sizeof(float) * (LINEAR_WARPS * TOK * (RT * RP + 1) + 2 * RT * RP);
     if (XM == X_NORM_SMEM)
-        smem += (size_t)TOK * (LINEAR_WARPS * l->ksteps * 16 + 8) * sizeof(__nv_bfloat16);
+        smem += (size_t)(LINEAR_WARPS * l->ksteps * 16 + 8) * (sizeof(float) + TOK * sizeof(__nv_bfloat16));
     if (NT == 4 && smem > 200 * 1024) /* wide models: fewer tokens a block */
         return enqueue<INT8, FOLD, RT, KC, (NT == 4 ? 1 : NT), XM, MANY>(l, call, a, stream);
     if (smem > 48 * 1024) {
@@ -466,8 +533,8 @@ static cudaError_t enqueue(const struct linear *l, const struct linear_call *cal
             cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per, kernel, LINEAR_WARPS * WARP, smem);
             resident = sms * (per < 1 ? 1 : per > 3 ? 3 : per);
         }
-        if (blocks > resident) /* even shares: the fewest rounds, then the fewest blocks that need no more */
-            blocks = (blocks + (blocks + resident - 1) / resident - 1) / ((blocks + resident - 1) / resident);
+        if (blocks > resident)
+            blocks = resident;
     }
     return launch(kernel, dim3((unsigned)blocks, (unsigned)((call->tokens + TOK - 1) / TOK)), dim3(LINEAR_WARPS * WARP),
                   smem, stream, call->pdl, (const linear_args)a);
@@ -495,25 +562,29 @@ static cudaError_t dispatch(const struct linear *l, const struct linear_call *ca
             RUN(FOLD, RT, KC, 1, XM, MANY);          \
         RUN(FOLD, RT, KC, 4, XM, MANY);              \
     } while (0)
-#define BY_TOKENS_FOLD(KC, XM)                       \
+#define BY_TOKENS_FOLD(KC, XM, MANY)                 \
     do {                                             \
         if (T <= 4)                                  \
-            RUN(2, 1, KC, 1, XM, false);             \
+            RUN(2, 1, KC, 1, XM, MANY);              \
         if (T <= 8)                                  \
-            RUN(2, 1, KC, 2, XM, false);             \
-        RUN(2, 1, KC, 8, XM, false);                 \
+            RUN(2, 1, KC, 2, XM, MANY);              \
+        RUN(2, 1, KC, 8, XM, MANY);                  \
     } while (0)
     if (l->fold == 2) {
         if (call->d_norm) {
             if (l->ksteps == 4)
-                BY_TOKENS_FOLD(4, X_NORM_REG);
+                BY_TOKENS_FOLD(4, X_NORM_REG, false);
         } else {
             if (l->ksteps == 4)
-                BY_TOKENS_FOLD(4, X_GLOBAL);
+                BY_TOKENS_FOLD(4, X_GLOBAL, false);
             if (l->ksteps == 8)
-                BY_TOKENS_FOLD(8, X_GLOBAL);
+                BY_TOKENS_FOLD(8, X_GLOBAL, false);
             if (l->ksteps == 12)
-                BY_TOKENS_FOLD(12, X_GLOBAL);
+                BY_TOKENS_FOLD(12, X_GLOBAL, false);
+            if (l->ksteps % 8 == 0)
+                BY_TOKENS_FOLD(8, X_GLOBAL, true);
+            if (l->ksteps % 10 == 0)
+                BY_TOKENS_FOLD(10, X_GLOBAL, true);
         }
         return cudaErrorInvalidValue;
     }
@@ -531,9 +602,9 @@ static cudaError_t dispatch(const struct linear *l, const struct linear_call *ca
             BY_TOKENS(1, 1, 8, X_NORM_SMEM, true);
         BY_TOKENS(1, 1, 4, X_NORM_SMEM, true);
     }
-    if (l->ksteps % 10 == 0)
-        BY_TOKENS(1, 1, 10, X_GLOBAL, true);
     if (l->ksteps % 8 == 0)
         BY_TOKENS(1, 1, 8, X_GLOBAL, true);
+    if (l->ksteps % 10 == 0)
+        BY_TOKENS(1, 1, 10, X_GLOBAL, true);
     BY_TOKENS(1, 1, 4, X_GLOBAL, true);
 }

@@ -33,8 +33,8 @@ struct linear {
     int int8, paired;
 };
 
-/* Choose the packing of a rows × cols matrix; fills everything but the pointers. decode_tokens is the batch. */
-void linear_plan(struct linear *l, int rows, int cols, bool int8, bool paired);
+/* Choose the packing of a rows × cols matrix; fills everything but the pointers. normed: its calls have a d_norm. */
+void linear_plan(struct linear *l, int rows, int cols, bool int8, bool paired, bool normed);
 size_t linear_weight_bytes(const struct linear *l); /* of the fragments            */
 size_t linear_scale_bytes(const struct linear *l);  /* FP32, one a fragment row    */
 int    linear_padded_cols(int cols);                /* elements in a row of x      */

@@ -52,4 +52,15 @@ status_t    graph_run(struct fused *f, int n, int32_t *frames, double *step_ms, 
 size_t      graph_frame_bytes(const struct fused *f, int context);
 const char *graph_engine(const struct fused *f);
 
+/* Kinds of kernels in a frame, for the benchmark that leaves one out or runs one alone. */
+enum graph_stage {
+    STAGE_SLOW_QKV, STAGE_SLOW_ATTENTION, STAGE_SLOW_O, STAGE_SLOW_GATE_UP, STAGE_SLOW_DOWN, STAGE_HEAD, STAGE_SLOW_SAMPLE,
+    STAGE_FAST_QKV, STAGE_FAST_ATTENTION, STAGE_FAST_O, STAGE_FAST_GATE_UP, STAGE_FAST_DOWN, STAGE_RESIDUAL_HEAD,
+    STAGE_RESIDUAL_SAMPLE, STAGE_COUNT
+};
+const char *graph_stage_name(enum graph_stage stage);
+/* Median device time of a frame of the stages in `mask` alone, over `runs` graphs of one frame; *n_kernels of them. The
+ * results are meaningless, the state of the engine is spoilt: prefill before decoding again. */
+status_t graph_stage_us(struct fused *f, unsigned mask, int runs, double *us, int *n_kernels);
+
 #endif

@@ -56,6 +56,8 @@ struct fused {
     cudaGraphExec_t              first, frame;  /* without and with the slow stack             */
     size_t                       graph_bytes;
     uint64_t                     launched;      /* frames since the engine was opened          */
+    unsigned                     stages;        /* what enqueue_frame() enqueues: all, but in a benchmark */
+    int                          n_kernels;     /* enqueued by it                              */
     struct utterance            *utterances;
     float                       *host_values;   /* tap */
     uint16_t                    *host_bits;
@@ -212,8 +214,18 @@ static status_t open_ring(struct fused *f)
 
 /* ---- one pass of a stack ------------------------------------------------------------------------------------------ */
 
-static status_t product(struct fused *f, const struct linear *l, struct linear_call call)
+/* Count the kernel and say whether it is wanted. */
+static bool wanted(struct fused *f, enum graph_stage stage)
 {
+    const bool yes = f->stages >> stage & 1;
+    f->n_kernels += yes;
+    return yes;
+}
+
+static status_t product(struct fused *f, enum graph_stage stage, const struct linear *l, struct linear_call call)
+{
+    if (!wanted(f, stage))
+        return ST_OK;
     call.eps = f->m->config.norm_eps;
     call.pdl = f->pdl;
     if (call.x_step == 0)
@@ -238,18 +250,19 @@ static status_t slow_layer(struct fused *f, int i, uint16_t *d_x, const struct t
                                         .y_stride = a->attention_stride, .d_seq = t->d_seq, .d_pos = t->d_pos,
                                         .tokens = t->n, .d_partial = f->d_partial, .d_arrived = f->d_arrived,
                                         .append = t->decode, .pdl = f->pdl};
-    TRY(product(f, &l->wqkv, (struct linear_call){.d_x = d_x, .x_stride = a->x_stride, .d_norm = l->d_attention_norm,
+    TRY(product(f, STAGE_SLOW_QKV, &l->wqkv, (struct linear_call){.d_x = d_x, .x_stride = a->x_stride, .d_norm = l->d_attention_norm,
                                                   .d_y = a->d_qkv, .y_stride = a->qkv_stride, .tokens = t->n,
                                                   .late_trigger = true}));
     if (!t->decode)
         TRY(CUDA_DO(attention_append_launch(&f->slow_attention[i], &call, f->cu->stream)));
-    TRY(CUDA_DO(attention_launch(&f->slow_attention[i], &call, f->cu->stream)));
-    TRY(product(f, &l->wo, (struct linear_call){.d_x = a->d_attention, .x_stride = a->attention_stride, .d_y = d_x,
+    if (wanted(f, STAGE_SLOW_ATTENTION))
+        TRY(CUDA_DO(attention_launch(&f->slow_attention[i], &call, f->cu->stream)));
+    TRY(product(f, STAGE_SLOW_O, &l->wo, (struct linear_call){.d_x = a->d_attention, .x_stride = a->attention_stride, .d_y = d_x,
                                                 .y_stride = a->x_stride, .end = LINEAR_ADD, .tokens = t->n}));
-    TRY(product(f, &l->w13, (struct linear_call){.d_x = d_x, .x_stride = a->x_stride, .d_norm = l->d_ffn_norm,
+    TRY(product(f, STAGE_SLOW_GATE_UP, &l->w13, (struct linear_call){.d_x = d_x, .x_stride = a->x_stride, .d_norm = l->d_ffn_norm,
                                                  .d_y = a->d_act, .y_stride = a->act_stride, .end = LINEAR_SWIGLU,
                                                  .tokens = t->n}));
-    return product(f, &l->w2, (struct linear_call){.d_x = a->d_act, .x_stride = a->act_stride, .d_y = d_x,
+    return product(f, STAGE_SLOW_DOWN, &l->w2, (struct linear_call){.d_x = a->d_act, .x_stride = a->act_stride, .d_y = d_x,
                                                    .y_stride = a->x_stride, .end = LINEAR_ADD, .tokens = t->n});
 }
 
@@ -261,16 +274,17 @@ static status_t fast_layer(struct fused *f, int i, int n_new, int first)
     const int                 n = n_new * f->batch;
     const struct attention_call call = {.d_qkv = a->d_qkv, .qkv_stride = a->qkv_stride, .d_y = a->d_attention,
                                         .y_stride = a->attention_stride, .tokens = n, .pdl = f->pdl};
-    TRY(product(f, &l->wqkv, (struct linear_call){.d_x = a->d_x, .x_stride = a->x_stride, .d_norm = l->d_attention_norm,
+    TRY(product(f, STAGE_FAST_QKV, &l->wqkv, (struct linear_call){.d_x = a->d_x, .x_stride = a->x_stride, .d_norm = l->d_attention_norm,
                                                   .d_y = a->d_qkv, .y_stride = a->qkv_stride, .tokens = n,
                                                   .late_trigger = true}));
-    TRY(CUDA_DO(attention_fast_launch(&f->fast_attention[i], &call, f->batch, n_new, first, f->cu->stream)));
-    TRY(product(f, &l->wo, (struct linear_call){.d_x = a->d_attention, .x_stride = a->attention_stride, .d_y = a->d_x,
+    if (wanted(f, STAGE_FAST_ATTENTION))
+        TRY(CUDA_DO(attention_fast_launch(&f->fast_attention[i], &call, f->batch, n_new, first, f->cu->stream)));
+    TRY(product(f, STAGE_FAST_O, &l->wo, (struct linear_call){.d_x = a->d_attention, .x_stride = a->attention_stride, .d_y = a->d_x,
                                                 .y_stride = a->x_stride, .end = LINEAR_ADD, .tokens = n}));
-    TRY(product(f, &l->w13, (struct linear_call){.d_x = a->d_x, .x_stride = a->x_stride, .d_norm = l->d_ffn_norm,
+    TRY(product(f, STAGE_FAST_GATE_UP, &l->w13, (struct linear_call){.d_x = a->d_x, .x_stride = a->x_stride, .d_norm = l->d_ffn_norm,
                                                  .d_y = a->d_act, .y_stride = a->act_stride, .end = LINEAR_SWIGLU,
                                                  .tokens = n}));
-    return product(f, &l->w2, (struct linear_call){.d_x = a->d_act, .x_stride = a->act_stride, .d_y = a->d_x,
+    return product(f, STAGE_FAST_DOWN, &l->w2, (struct linear_call){.d_x = a->d_act, .x_stride = a->act_stride, .d_y = a->d_x,
                                                    .y_stride = a->x_stride, .end = LINEAR_ADD, .tokens = n});
 }
 
@@ -280,11 +294,11 @@ static status_t slow_token(struct fused *f)
     const bool                 s2 = f->sample.s2, semantic = f->options->head == HEAD_SEMANTIC;
     struct sample_call         s  = {.d_logits = f->d_logits, .stride = f->logit_stride, .n = f->m->head_rows, .last_id = -1,
                                      .pdl = f->pdl};
-    TRY(product(f, &f->m->head, (struct linear_call){.d_x = f->d_decode_x, .x_stride = f->slow.x_stride,
+    TRY(product(f, STAGE_HEAD, &f->m->head, (struct linear_call){.d_x = f->d_decode_x, .x_stride = f->slow.x_stride,
                                                      .d_norm = f->m->d_norm, .d_y = f->d_logits,
                                                      .y_stride = f->logit_stride, .tokens = f->batch}));
     if (f->m->project_in.d_w)
-        TRY(product(f, &f->m->project_in,
+        TRY(product(f, STAGE_HEAD, &f->m->project_in,
                     (struct linear_call){.d_x = f->d_decode_x, .x_stride = f->slow.x_stride,
                                          .d_norm = c->norm_fastlayer_input ? f->m->d_norm : NULL, .d_y = f->fast.d_x,
                                          .y_stride = f->fast.x_stride, .y_step = 2, .tokens = f->batch}));
@@ -294,7 +308,7 @@ static status_t slow_token(struct fused *f)
         s.n        = c->semantic_end_id - c->semantic_begin_id + 2;
         s.by_id    = !semantic;
     }
-    return CUDA_DO(sample_launch(&f->sample, &s, f->cu->stream));
+    return wanted(f, STAGE_SLOW_SAMPLE) ? CUDA_DO(sample_launch(&f->sample, &s, f->cu->stream)) : ST_OK;
 }
 
 /* Positions 0 (hidden state) and 1 (code 0) share the first pass, so codebook c ≥ 1 costs one pass each. */
@@ -304,13 +318,13 @@ static status_t residual_code(struct fused *f, int codebook)
     uint16_t *d_logits    = f->d_residual + (size_t)(codebook - 1) * (size_t)f->batch * (size_t)f->residual_stride;
     for (int i = 0; i < f->m->config.fast.n_layer; i++)
         TRY(fast_layer(f, i, pass_tokens, codebook == 1 ? 0 : codebook));
-    TRY(product(f, &f->m->residual_head,
+    TRY(product(f, STAGE_RESIDUAL_HEAD, &f->m->residual_head,
                 (struct linear_call){.d_x = f->fast.d_x, .x_stride = f->fast.x_stride, .x_step = pass_tokens,
                                      .x_first = pass_tokens - 1, .d_norm = f->m->d_fast_norm, .d_y = d_logits,
                                      .y_stride = f->residual_stride, .tokens = f->batch}));
     const struct sample_call s = {.codebook = codebook, .d_logits = d_logits, .stride = f->residual_stride,
                                   .n = f->m->residual_rows, .last_id = -1, .pdl = f->pdl};
-    return CUDA_DO(sample_launch(&f->sample, &s, f->cu->stream));
+    return wanted(f, STAGE_RESIDUAL_SAMPLE) ? CUDA_DO(sample_launch(&f->sample, &s, f->cu->stream)) : ST_OK;
 }
 
 static status_t enqueue_frame(struct fused *f, bool slow)
@@ -382,6 +396,7 @@ status_t graph_open(struct backend *be, const struct weights *w, const struct de
     f->cu      = cuda_of(be);
     f->options = options;
     f->batch   = options->batch;
+    f->stages  = ~0u;
     f->tokens  = options->batch > PREFILL_TOKENS ? options->batch : PREFILL_TOKENS;
     f->pdl     = f->cu->capability >= 90;
     TRY_OUT(cuda_model_open(be, w, options, &f->m));
@@ -638,4 +653,57 @@ size_t graph_frame_bytes(const struct fused *f, int context)
 const char *graph_engine(const struct fused *f)
 {
     return "graph";
+}
+
+/* ---- where the time goes ------------------------------------------------------------------------------------------ */
+
+const char *graph_stage_name(enum graph_stage stage)
+{
+    static const char *const names[STAGE_COUNT] = {
+        "slow qkv", "slow attention", "slow o", "slow gate/up", "slow down", "head", "slow sample", "fast qkv",
+        "fast attention", "fast o", "fast gate/up", "fast down", "residual head", "residual sample"};
+    return (int)stage >= 0 && stage < STAGE_COUNT ? names[stage] : "?";
+}
+
+static int by_value(const void *a, const void *b)
+{
+    const float x = *(const float *)a, y = *(const float *)b;
+    return x < y ? -1 : x > y;
+}
+
+enum { MAX_RUNS = 256 };
+
+status_t graph_stage_us(struct fused *f, unsigned mask, int runs, double *us, int *n_kernels)
+{
+    status_t        st = ST_OK;
+    cudaGraphExec_t exec = NULL;
+    cudaEvent_t     begin = NULL, end = NULL;
+    float           ms[MAX_RUNS];
+    runs         = runs < 1 ? 1 : runs > MAX_RUNS ? MAX_RUNS : runs;
+    f->stages    = mask;
+    f->n_kernels = 0;
+    st           = capture(f, true, &exec);
+    *n_kernels   = f->n_kernels;
+    f->stages    = ~0u;
+    if (st != ST_OK)
+        return st;
+    TRY_OUT(CUDA_DO(cudaEventCreate(&begin)));
+    TRY_OUT(CUDA_DO(cudaEventCreate(&end)));
+    for (int i = -3; i < runs; i++) {
+        TRY_OUT(CUDA_DO(cudaEventRecord(begin, f->cu->stream)));
+        TRY_OUT(CUDA_DO(cudaGraphLaunch(exec, f->cu->stream)));
+        TRY_OUT(CUDA_DO(cudaEventRecord(end, f->cu->stream)));
+        TRY_OUT(CUDA_DO(cudaEventSynchronize(end)));
+        if (i >= 0)
+            TRY_OUT(CUDA_DO(cudaEventElapsedTime(&ms[i], begin, end)));
+    }
+    qsort(ms, (size_t)runs, sizeof *ms, by_value);
+    *us = 1e3 * (double)ms[runs / 2];
+out:
+    if (begin)
+        cudaEventDestroy(begin);
+    if (end)
+        cudaEventDestroy(end);
+    cudaGraphExecDestroy(exec);
+    return st;
 }

@@ -23,9 +23,9 @@ struct placer {
     struct bump           weights, scales;
 };
 
-static void place_linear(struct placer *p, struct linear *l, int rows, const struct matrix *w, bool paired)
+static void place_linear(struct placer *p, struct linear *l, int rows, const struct matrix *w, bool paired, bool normed)
 {
-    linear_plan(l, rows, w->cols, w->format == DT_I8, paired);
+    linear_plan(l, rows, w->cols, w->format == DT_I8, paired, normed);
     l->d_w = bump_take(&p->weights, linear_weight_bytes(l));
     if (w->format == DT_I8)
         l->d_scale = bump_take(&p->scales, linear_scale_bytes(l));
@@ -36,10 +36,10 @@ static void place_linear(struct placer *p, struct linear *l, int rows, const str
 static void place_block(struct placer *p, struct cuda_layer *l, const struct block *b, const struct stack_config *c)
 {
     const size_t norm = (size_t)linear_padded_cols(c->dim) * sizeof(float);
-    place_linear(p, &l->wqkv, b->wqkv.rows, &b->wqkv, false);
-    place_linear(p, &l->wo, b->wo.rows, &b->wo, false);
-    place_linear(p, &l->w13, b->w1.rows, &b->w1, true);
-    place_linear(p, &l->w2, b->w2.rows, &b->w2, false);
+    place_linear(p, &l->wqkv, b->wqkv.rows, &b->wqkv, false, true);
+    place_linear(p, &l->wo, b->wo.rows, &b->wo, false, false);
+    place_linear(p, &l->w13, b->w1.rows, &b->w1, true, true);
+    place_linear(p, &l->w2, b->w2.rows, &b->w2, false, false);
     l->d_attention_norm = bump_take(&p->weights, norm);
     l->d_ffn_norm       = bump_take(&p->weights, norm);
     if (b->q_norm) {
@@ -56,13 +56,13 @@ static void place(struct placer *p)
     const struct model_config *c = &w->config;
     for (int i = 0; i < c->slow.n_layer; i++)
         place_block(p, &m->slow[i], &w->layers[i], &c->slow);
-    place_linear(p, &m->head, m->head_rows, &w->output, false);
+    place_linear(p, &m->head, m->head_rows, &w->output, false, true);
     m->d_norm = bump_take(&p->weights, (size_t)linear_padded_cols(c->slow.dim) * sizeof(float));
     if (w->fast_project_in.w)
-        place_linear(p, &m->project_in, w->fast_project_in.rows, &w->fast_project_in, false);
+        place_linear(p, &m->project_in, w->fast_project_in.rows, &w->fast_project_in, false, c->norm_fastlayer_input);
     for (int i = 0; i < c->fast.n_layer; i++)
         place_block(p, &m->fast[i], &w->fast_layers[i], &c->fast);
-    place_linear(p, &m->residual_head, m->residual_rows, &w->fast_output, false);
+    place_linear(p, &m->residual_head, m->residual_rows, &w->fast_output, false, true);
     m->d_fast_norm           = bump_take(&p->weights, (size_t)linear_padded_cols(c->fast.dim) * sizeof(float));
     m->d_embeddings          = bump_take(&p->weights, (size_t)w->embeddings.rows * (size_t)w->embeddings.cols * 2);
     m->d_codebook_embeddings = bump_take(&p->weights, (size_t)w->codebook_embeddings.rows * (size_t)w->codebook_embeddings.cols * 2);
