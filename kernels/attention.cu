@@ -32,7 +32,7 @@ static __device__ __forceinline__ void head_norm_rotate(struct head_vector *h, c
 #pragma unroll
         for (int i = 0; i < 2 * PAIRS; i++)
             ss += h->v[i] * h->v[i];
-        r = 1.0f / sqrtf(warp_sum(ss) / (float)dim + eps);
+        r = rsqrtf(warp_sum(ss) / (float)dim + eps);
     }
 #pragma unroll
     for (int i = 0; i < PAIRS; i++) {
@@ -118,7 +118,7 @@ struct attention_args {
     const int             *seq, *pos;
     float                 *partial; /* [token][head][chunk][row + 2]: sums, then maximum and mass */
     unsigned              *arrived;
-    int                    qkv_stride, y_stride, tokens, groups; /* groups of R query heads */
+    int                    qkv_stride, y_stride, tokens, late, groups; /* groups of R query heads */
 };
 
 static __device__ __forceinline__ int chunk_length(int len, int step)
@@ -483,9 +483,12 @@ static __global__ void __launch_bounds__(CLUSTER_WARPS *WARP, R >= 4 || D > 128 
             }
         }
     }
-    pdl_trigger();
+    if (!p.late)
+        pdl_trigger();
     if (APPEND)
         pdl_wait();
+    if (p.late)
+        pdl_trigger();
 
     if (has_head) {
         struct head_vector h = head_load(p.qkv + (size_t)token * p.qkv_stride + head * l.head_dim, l.head_dim, lane);
@@ -496,7 +499,7 @@ static __global__ void __launch_bounds__(CLUSTER_WARPS *WARP, R >= 4 || D > 128 
 #pragma unroll
                 for (int i = 0; i < 2 * MINE; i++)
                     ss += h.v[i] * h.v[i];
-                r = 1.0f / sqrtf(warp_sum(ss) / (float)l.head_dim + l.eps);
+                r = rsqrtf(warp_sum(ss) / (float)l.head_dim + l.eps);
             }
 #pragma unroll
             for (int i = 0; i < MINE; i++) {
@@ -722,9 +725,12 @@ static __global__ void __launch_bounds__(FAST_WARPS *WARP) fast_kernel(const att
     }
     for (int i = threadIdx.x; i < n_new * (l.head_dim / 2); i += FAST_WARPS * WARP)
         s_rope[i] = load_l2_4(l.d_rope + (size_t)first * (l.head_dim / 2) + i);
-    pdl_trigger();
+    if (!p.late)
+        pdl_trigger();
     __syncthreads();
     pdl_wait();
+    if (p.late)
+        pdl_trigger();
     for (int task = warp; task < n_new * (R + 2); task += FAST_WARPS) {
         const int       n = task / (R + 2), what = task % (R + 2), pos = first + n;
         const int       head = what < R ? kv * R + what : l.n_head + kv + (what - R) * l.n_kv_heads;
@@ -750,7 +756,8 @@ static __global__ void __launch_bounds__(FAST_WARPS *WARP) fast_kernel(const att
         for (int d = 0; d < D; d += 4) { /* rows are padded with zeros to D */
             const float2 q0 = *(const float2 *)(q + d), q1 = *(const float2 *)(q + d + 2);
             const float2 k0 = *(const float2 *)(k + d), k1 = *(const float2 *)(k + d + 2);
-            s4[0] += q0.x * k0.x, s4[1] += q0.y * k0.y, s4[2] += q1.x * k1.x, s4[3] += q1.y * k1.y;
+            s4[0] = __fmaf_rn(q0.x, k0.x, s4[0]), s4[1] = __fmaf_rn(q0.y, k0.y, s4[1]);
+            s4[2] = __fmaf_rn(q1.x, k1.x, s4[2]), s4[3] = __fmaf_rn(q1.y, k1.y, s4[3]);
         }
         float s          = (s4[0] + s4[1]) + (s4[2] + s4[3]);
         s                = lane < len ? round_bf16(__fmul_rn(round_bf16(s), scale)) : -INFINITY;
@@ -764,7 +771,7 @@ static __global__ void __launch_bounds__(FAST_WARPS *WARP) fast_kernel(const att
             for (int i = 0; i < len; i++) {
                 const float2 v = *(const float2 *)(s_v + i * pitch + at);
                 const float  w = __shfl_sync(~0u, prob, i);
-                o0 += w * v.x, o1 += w * v.y;
+                o0 = __fmaf_rn(w, v.x, o0), o1 = __fmaf_rn(w, v.y, o1);
             }
             if (2 * pair < l.head_dim)
                 *(uint32_t *)(y + 2 * pair) = pack_bf16(o0, o1);
@@ -792,7 +799,7 @@ static struct attention_args arguments(const struct attention_layer *a, const st
     struct attention_args p = {};
     p.l = *a, p.qkv = call->d_qkv, p.y = call->d_y, p.seq = call->d_seq, p.pos = call->d_pos;
     p.partial = call->d_partial, p.arrived = call->d_arrived;
-    p.qkv_stride = call->qkv_stride, p.y_stride = call->y_stride, p.tokens = call->tokens;
+    p.qkv_stride = call->qkv_stride, p.y_stride = call->y_stride, p.tokens = call->tokens, p.late = call->late;
     return p;
 }
 

@@ -42,7 +42,7 @@ struct attention_call {
     float          *d_partial;     /* attention_partial_floats() of this many tokens                     */
     unsigned       *d_arrived;     /* [tokens · n_head], zero before the first call, left zero           */
     bool            append;        /* false: q is rotated and k, v are in the cache already              */
-    bool            pdl;
+    bool            pdl, late;     /* late: let the next kernel start after our wait */
 };
 
 int    attention_row(int head_dim);

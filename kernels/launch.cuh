@@ -4,6 +4,22 @@
 
 #include <cuda_runtime.h>
 
+/* Every kernel of a frame asks for the same split of an SM's memory, the largest shared part: an SM that has to change it
+ * between kernels must first run empty, which undoes their overlap. */
+static cudaError_t same_carveout(const void *kernel)
+{
+    static const void *seen[256];
+    for (int i = 0; i < 256; i++) {
+        if (seen[i] == kernel)
+            return cudaSuccess;
+        if (!seen[i]) {
+            seen[i] = kernel;
+            break;
+        }
+    }
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+}
+
 template <typename... Args>
 static cudaError_t launch(void (*kernel)(Args...), dim3 grid, dim3 block, size_t smem, cudaStream_t stream, bool pdl,
                           Args... args)
@@ -18,7 +34,8 @@ static cudaError_t launch(void (*kernel)(Args...), dim3 grid, dim3 block, size_t
     config.stream             = stream;
     config.attrs              = &attribute;
     config.numAttrs           = pdl ? 1 : 0;
-    return cudaLaunchKernelEx(&config, kernel, args...);
+    cudaError_t e             = same_carveout((const void *)kernel);
+    return e == cudaSuccess ? cudaLaunchKernelEx(&config, kernel, args...) : e;
 }
 
 /* The same with clusters of `cluster` blocks along x (sm_90). */
@@ -38,7 +55,8 @@ static cudaError_t launch_cluster(void (*kernel)(Args...), dim3 grid, dim3 block
     config.stream             = stream;
     config.attrs              = attributes;
     config.numAttrs           = pdl ? 2 : 1;
-    return cudaLaunchKernelEx(&config, kernel, args...);
+    cudaError_t e             = same_carveout((const void *)kernel);
+    return e == cudaSuccess ? cudaLaunchKernelEx(&config, kernel, args...) : e;
 }
 
 #endif

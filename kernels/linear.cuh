@@ -3,6 +3,7 @@
  * A block of 8 warps computes RT tiles; each warp owns 1/8 of the columns and keeps its fragments in registers before it
  * waits for the predecessor. Partial sums of the 8 warps meet in shared memory and are added in warp order. */
 #include "kernels/device.cuh"
+#include "kernels/fragment.cuh"
 #include "kernels/launch.cuh"
 #include "kernels/linear.h"
 
@@ -19,34 +20,6 @@ struct linear_args {
 
 /* Where x comes from: straight from global memory; normalized in registers; normalized into shared memory. */
 enum x_mode { X_GLOBAL, X_NORM_REG, X_NORM_SMEM };
-
-static __device__ __forceinline__ void mma(float *c, const uint32_t *a, uint32_t b0, uint32_t b1)
-{
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-/* Two INT8 of `u` (the pair selected by sel) as two BF16, exactly, in four instructions. With q = low7 − 128·sign,
- * 0x4300|low7 is 128 + low7 and 0x4300|sign·0x80 is 128 or 256; their difference is q. */
-static __device__ __forceinline__ uint32_t int8_pair(uint32_t u, uint32_t sel)
-{
-    uint32_t r = __byte_perm(u, 0x43434343u, sel), a = r & 0xff7fff7fu, b = r & 0xff80ff80u;
-    __nv_bfloat162 x, y;
-    memcpy(&x, &a, sizeof x);
-    memcpy(&y, &b, sizeof y);
-    x = __hsub2(x, y);
-    memcpy(&a, &x, sizeof a);
-    return a;
-}
-/* One fragment from the 4 + 4 bytes of rows g and g+8. */
-static __device__ __forceinline__ void int8_fragment(uint32_t low, uint32_t high, uint32_t *f)
-{
-    f[0] = int8_pair(low, 0x4140);
-    f[1] = int8_pair(high, 0x4140);
-    f[2] = int8_pair(low, 0x4342);
-    f[3] = int8_pair(high, 0x4342);
-}
 
 /* Sum of squares of four BF16. */
 static __device__ __forceinline__ float squares(uint32_t a, uint32_t b)
@@ -135,7 +108,8 @@ static __global__ void __launch_bounds__(LINEAR_WARPS *WARP, NT <= 1 && RT < 3 ?
             *(float4 *)(s_norm + k) = *(const float4 *)(p.norm + k);
     /* INT8 becomes BF16 before the wait, but for the last tile, which is converted while x is on its way: a product whose
      * weights come late must not hold up the request for x. */
-    uint32_t early[!MANY && INT8 ? RT * KC * 4 : 1];
+    constexpr bool LATE = INT8 && NTILE == 1; /* the last tile's fragments are made where they are used */
+    uint32_t       early[!MANY && INT8 ? RT * KC * 4 : 1];
     auto     convert = [&](int first, int last) {
 #pragma unroll
         for (int i = first * KC / 2; i < last * KC / 2; i++) {
@@ -178,7 +152,7 @@ static __global__ void __launch_bounds__(LINEAR_WARPS *WARP, NT <= 1 && RT < 3 ?
             x[2 * j] = v.x, x[2 * j + 1] = v.y;
         }
         fetch_residual(blockIdx.x);
-        if constexpr (INT8)
+        if constexpr (INT8 && !LATE)
             convert(RT - 1, RT);
 #pragma unroll
         for (int j = 0; j < SETS; j++)
@@ -191,7 +165,7 @@ static __global__ void __launch_bounds__(LINEAR_WARPS *WARP, NT <= 1 && RT < 3 ?
 #pragma unroll
         for (int i = 0; i < LINEAR_WARPS; i++)
             ss += sum_of_squares[i];
-        const float r = 1.0f / sqrtf(ss / (float)p.cols + p.eps);
+        const float r = rsqrtf(ss / (float)p.cols + p.eps);
 #pragma unroll
         for (int j = 0; j < SETS; j++) {
             x[2 * j]     = norm_pair(x[2 * j], r, nw[4 * j], nw[4 * j + 1]);
@@ -209,7 +183,7 @@ static __global__ void __launch_bounds__(LINEAR_WARPS *WARP, NT <= 1 && RT < 3 ?
                 xp[0] = v.x, xp[1] = v.y, xp[2] = v.z, xp[3] = v.w;
             }
         fetch_residual(blockIdx.x);
-        if constexpr (INT8)
+        if constexpr (INT8 && !LATE)
             convert(RT - 1, RT);
 #pragma unroll
         for (int n = 0; n < NTILE; n++) {
@@ -237,7 +211,7 @@ static __global__ void __launch_bounds__(LINEAR_WARPS *WARP, NT <= 1 && RT < 3 ?
 #pragma unroll
             for (int i = 0; i < LINEAR_WARPS; i++)
                 q += sum_of_squares[i * TOK + token_of(n)];
-            const float r = 1.0f / sqrtf(q / (float)p.cols + p.eps);
+            const float r = rsqrtf(q / (float)p.cols + p.eps);
 #pragma unroll
             for (int s = 0; s < KC; s++) {
                 const float4 w4 = *(const float4 *)(p.norm + half + wbase + 32 * (s / 2) + 8 * t + 4 * (s % 2));
@@ -275,7 +249,7 @@ static __global__ void __launch_bounds__(LINEAR_WARPS *WARP, NT <= 1 && RT < 3 ?
 #pragma unroll
             for (int i = 0; i < LINEAR_WARPS; i++)
                 ss += sum_of_squares[i];
-            const float r = 1.0f / sqrtf(ss / (float)p.cols + p.eps);
+            const float r = rsqrtf(ss / (float)p.cols + p.eps);
             for (int k = threadIdx.x * 8; k < padded - 8; k += ROUND)
                 normalize(0, k, r);
         } else {
@@ -297,7 +271,7 @@ static __global__ void __launch_bounds__(LINEAR_WARPS *WARP, NT <= 1 && RT < 3 ?
 #pragma unroll
                 for (int i = 0; i < LINEAR_WARPS; i++)
                     ss += warp_sum(place[i]);
-                const float r = 1.0f / sqrtf(ss / (float)p.cols + p.eps);
+                const float r = rsqrtf(ss / (float)p.cols + p.eps);
                 for (int k = lane * 8; k < padded - 8; k += WARP * 8)
                     normalize(token, k, r);
             }
@@ -336,6 +310,19 @@ static __global__ void __launch_bounds__(LINEAR_WARPS *WARP, NT <= 1 && RT < 3 ?
             v = load_l2_16(x_row(token) + k);
         b[0] = v.x, b[1] = v.y, b[2] = v.z, b[3] = v.w;
     };
+    auto fragment = [&](int m, int s, uint32_t *f) { /* not MANY */
+        if (INT8 && LATE && m == RT - 1) {
+            const uint4 v = raw[INT8 ? m * (KC / 2) + s / 2 : 0];
+            int8_fragment(s % 2 ? v.z : v.x, s % 2 ? v.w : v.y, f);
+        } else if (INT8) {
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                f[i] = early[INT8 && !MANY ? (m * KC + s) * 4 + i : 0];
+        } else {
+            const uint4 v = raw[INT8 ? 0 : m * KC + s];
+            f[0] = v.x, f[1] = v.y, f[2] = v.z, f[3] = v.w;
+        }
+    };
     const int n_chunks = MANY ? p.ksteps / KC : 1;
     for (int group = blockIdx.x; group < p.groups; group += gridDim.x) {
         if constexpr (SPREAD) {
@@ -345,10 +332,8 @@ static __global__ void __launch_bounds__(LINEAR_WARPS *WARP, NT <= 1 && RT < 3 ?
 #pragma unroll
                 for (int s = 0; s < KC; s++) {
                     const uint32_t  b0 = g == s % 8 ? x[s / 8 * 2] : 0u, b1 = g == s % 8 ? x[s / 8 * 2 + 1] : 0u;
-                    const uint4     v = INT8 ? make_uint4(early[(m * KC + s) * 4], early[(m * KC + s) * 4 + 1],
-                                                          early[(m * KC + s) * 4 + 2], early[(m * KC + s) * 4 + 3])
-                                             : raw[INT8 ? 0 : m * KC + s];
-                    const uint32_t  f[4] = {v.x, v.y, v.z, v.w};
+                    uint32_t f[4];
+                    fragment(m, s, f);
                     mma(c[s & 1], f, b0, b1);
                 }
                 /* column 2t is in c[0], 2t + 1 in c[1] */
@@ -366,7 +351,7 @@ static __global__ void __launch_bounds__(LINEAR_WARPS *WARP, NT <= 1 && RT < 3 ?
 #pragma unroll
                 for (int s = 0; s < KC; s += 2)
                     load_x(0, 0, s, b[0] + 2 * s);
-            if constexpr (INT8 && XM != X_NORM_REG)
+            if constexpr (INT8 && !LATE && XM != X_NORM_REG)
                 convert(RT - 1, RT);
 #pragma unroll
             for (int n = 0; n < NTILE; n++) {
@@ -380,10 +365,8 @@ static __global__ void __launch_bounds__(LINEAR_WARPS *WARP, NT <= 1 && RT < 3 ?
                     float r[8][4] = {};
 #pragma unroll
                     for (int s = 0; s < KC; s++) {
-                        const uint4    v = INT8 ? make_uint4(early[(m * KC + s) * 4], early[(m * KC + s) * 4 + 1],
-                                                             early[(m * KC + s) * 4 + 2], early[(m * KC + s) * 4 + 3])
-                                                : raw[INT8 ? 0 : m * KC + s];
-                        const uint32_t f[4] = {v.x, v.y, v.z, v.w};
+                        uint32_t f[4];
+                        fragment(m, s, f);
                         mma(r[s % 8], f, xb[2 * s], xb[2 * s + 1]);
                     }
                     float v[4];
@@ -486,7 +469,7 @@ static __global__ void __launch_bounds__(LINEAR_WARPS *WARP, NT <= 1 && RT < 3 ?
                 const int at = channel / 8 * 16 + channel % 8;
                 if (row < p.rows) {
                     const float gate = total(token, at), up = total(token, at + 8);
-                    const float act = round_bf16(gate / (1.0f + expf(-gate)));
+                    const float act = round_bf16(__fdividef(gate, 1.0f + __expf(-gate))); /* 2 ulp, then 2^-9 */
                     p.y[(size_t)(first_token + token) * p.y_step * p.y_stride + row] =
                         __float2bfloat16_rn(__fmul_rn(act, up));
                 }
@@ -550,7 +533,7 @@ static cudaError_t dispatch(const struct linear *l, const struct linear_call *ca
     a.rows = l->rows, a.cols = l->cols, a.tiles = l->tiles, a.ksteps = l->ksteps;
     a.x_stride = call->x_stride, a.x_step = call->x_step, a.x_first = call->x_first;
     a.y_stride = call->y_stride, a.y_step = call->y_step;
-    a.tokens = call->tokens, a.end = call->end, a.late = call->late_trigger, a.eps = call->eps;
+    a.tokens = call->tokens, a.end = call->end, a.late = call->late, a.eps = call->eps;
     a.half = l->ksteps * LINEAR_WARPS * 16;
     const int T = call->tokens;
 #define RUN(FOLD, RT, KC, NT, XM, MANY) return enqueue<INT8, FOLD, RT, KC, NT, XM, MANY>(l, call, a, stream)

@@ -55,9 +55,7 @@ struct linear_call {
     int             y_stride, y_step;
     enum linear_end end;
     int             tokens;
-    bool            late_trigger; /* let the next kernel start only after our wait: what follows may then read, before its
-                                     own wait, everything older than our predecessor */
-    bool            pdl;
+    bool            pdl, late;     /* late: let the next kernel start after our wait, not after our loads */
 };
 
 /* Enqueue; never synchronizes. cudaErrorInvalidValue for a shape no kernel takes. */

@@ -18,7 +18,7 @@ struct block_shared {
     int      n_history;
 };
 
-/* Candidates of a thread: i = tid + 1024·slot, cleaned and penalized. PER slots live in registers; PER 0 reads again. */
+/* Candidates of a thread: i = tid + THREADS·slot, cleaned and penalized. PER slots live in registers; PER 0 reads again. */
 template <int PER> struct candidates {
     const uint16_t *logits;
     const uint32_t *penalized; /* bit per candidate, or NULL */
@@ -59,7 +59,7 @@ static __device__ __forceinline__ void block_best(uint32_t *a, uint32_t *b, stru
     if (lane == 0)
         s->warp_a[warp] = top, s->warp_b[warp] = low;
     __syncthreads();
-    const uint32_t x = s->warp_a[lane], y = s->warp_b[lane];
+    const uint32_t x = s->warp_a[lane % WARPS], y = s->warp_b[lane % WARPS];
     *a = __reduce_max_sync(~0u, x);
     *b = __reduce_min_sync(~0u, x == *a ? y : ~0u);
     __syncthreads();
@@ -79,8 +79,8 @@ static __device__ __forceinline__ void block_scan(uint64_t *mass, uint32_t *coun
     if (lane == WARP - 1)
         s->warp_mass[warp] = *mass, s->warp_count[warp] = *count;
     __syncthreads();
-    uint64_t m = s->warp_mass[lane];
-    uint32_t c = s->warp_count[lane];
+    uint64_t m = lane < WARPS ? s->warp_mass[lane] : 0;
+    uint32_t c = lane < WARPS ? s->warp_count[lane] : 0;
 #pragma unroll
     for (int o = 1; o < WARP; o <<= 1) {
         const uint64_t m2 = __shfl_up_sync(~0u, m, o);
@@ -222,6 +222,16 @@ static __device__ struct cut find_cut(const candidates<PER> &c, float best, uint
     return cut;
 }
 
+/* About sampler_exponential(word), within 1e-3 of it, without FP64: near 1 the logarithm's own series, as the float of
+ * u = 1 − t has lost t. */
+static __device__ __forceinline__ float rough_exponential(uint32_t word)
+{
+    const float t = ((float)(~word) + 0.5f) * 2.3283064365386963e-10f;
+    if (t < 0.125f)
+        return t * (1.0f + t * (0.5f + t * (0.33333333f + t * (0.25f + t * 0.2f))));
+    return -__logf(((float)word + 0.5f) * 2.3283064365386963e-10f);
+}
+
 /* ---- what a frame leaves behind --------------------------------------------------------------------------------- */
 
 /* decode.md §3: columns of the slow stack's input. */
@@ -261,7 +271,8 @@ static __device__ void fast_input(const struct sample_model &m, int seq, int cod
         if (threadIdx.x % WARP == 0)
             s->warp_a[threadIdx.x / WARP] = __float_as_uint(ss);
         __syncthreads();
-        r = 1.0f / sqrtf(warp_sum(__uint_as_float(s->warp_a[threadIdx.x % WARP])) / (float)m.dim + m.eps);
+        r = threadIdx.x % WARP < WARPS ? __uint_as_float(s->warp_a[threadIdx.x % WARP]) : 0.0f;
+        r = 1.0f / sqrtf(warp_sum(r) / (float)m.dim + m.eps);
     }
     for (int j = threadIdx.x; j < m.fast_dim; j += THREADS) {
         uint16_t v;
@@ -360,14 +371,13 @@ sample_kernel(const struct sample_model m, const struct sample_call call)
     c.penalty   = m.penalty;
     c.n = call.n, c.first_id = call.first_id, c.last_id = call.last_id, c.by_id = call.by_id;
     auto noise = [&](int i, int draw) {
-        return sampler_exponential(sampler_noise_word(m.seed, own_id, (uint32_t)length, (uint32_t)codebook, (uint32_t)draw,
-                                                      (uint32_t)c.id(i)));
+        return sampler_noise_word(m.seed, own_id, (uint32_t)length, (uint32_t)codebook, (uint32_t)draw, (uint32_t)c.id(i));
     };
-    float early[PER ? PER : 1];
+    uint32_t early[PER ? PER : 1];
     if (PER && !m.greedy) {
 #pragma unroll
         for (int k = 0; k < (PER ? PER : 1); k++)
-            early[k] = tid + k * THREADS < call.n ? noise(tid + k * THREADS, 0) : 1.0f;
+            early[k] = tid + k * THREADS < call.n ? noise(tid + k * THREADS, 0) : 0u;
     }
     __syncthreads();
     pdl_wait();
@@ -398,16 +408,29 @@ sample_kernel(const struct sample_model m, const struct sample_call call)
             result = (int)best_index;
             if (cut.kept > 1) {
                 const float tau = temperature > 1e-5f ? temperature : 1e-5f, top = SAMPLER_DIV(top_z, tau);
-                uint32_t    score = 0, at = ~0u;
-                c.each([&](int i, float z, int slot) {
+                uint32_t    score = 0, at = ~0u, rough = 0, unused_at = 0;
+                auto        weight = [&](int i, float z) { /* 0: not kept, or cannot win (the best has 1) */
                     const uint32_t key = sampler_key(z);
-                    if (key < cut.key || (key == cut.key && i > cut.boundary))
+                    return key < cut.key || (key == cut.key && i > cut.boundary)
+                               ? 0.0f : sampler_exp(SAMPLER_SUB(SAMPLER_DIV(z, tau), top));
+                };
+                /* Rough scores first; the exact one, whose noise takes FP64, only for those that can be the largest. */
+                c.each([&](int i, float z, int slot) {
+                    const float e = weight(i, z);
+                    if (e > 0.0f)
+                        rough = max(rough, sampler_bits(__fdividef(e, rough_exponential(PER && draw == 0 ? early[slot]
+                                                                                                         : noise(i, draw)))));
+                });
+                block_best(&rough, &unused_at, &s);
+                const float bar = sampler_float(rough) * 0.99f;
+                c.each([&](int i, float z, int slot) {
+                    const float e = weight(i, z);
+                    if (!(e > 0.0f))
                         return;
-                    const float e = sampler_exp(SAMPLER_SUB(SAMPLER_DIV(z, tau), top));
-                    if (e == 0.0f)
+                    const uint32_t word = PER && draw == 0 ? early[slot] : noise(i, draw);
+                    if (__fdividef(e, rough_exponential(word)) < bar)
                         return;
-                    const float    E = PER && draw == 0 ? early[slot] : noise(i, draw);
-                    const uint32_t v = sampler_bits(SAMPLER_DIV(e, E));
+                    const uint32_t v = sampler_bits(SAMPLER_DIV(e, sampler_exponential(word)));
                     if (at == ~0u || v > score)
                         score = v, at = (uint32_t)i;
                 });
