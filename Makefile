@@ -136,6 +136,15 @@ GPU_BIN := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/gpu/test_*.c tests/gpu/ben
 $(BUILD)/tests/gpu/%: $(BUILD)/tests/gpu/%.c.o $(LIB) $(CUDA_OBJ) $(FABRIC_SOLO)
 	$(CC) $(CFLAGS) -pthread -o $@ $< $(FABRIC_SOLO) -Wl,--start-group $(LIB) $(CUDA_OBJ) -Wl,--end-group $(LIBS) $(CUDA_LIBS) $(LDFLAGS)
 gpu-programs: all $(GPU_BIN)
+ifeq ($(CUDA),1)
+test-gpu: gpu-programs $(BUILD)/tests/unit/test_backend_ops ## tests on an NVIDIA GPU (skipped without one); ONLY=WORD narrows
+	@tests/gpu/test_gpu.sh $(BUILD)
+bench-gpu: gpu-programs ## speed on an NVIDIA GPU: the card, time per stage, decode; ONLY=card|stages|mini|batch|pro
+	@tests/gpu/bench_gpu.sh $(BUILD)
+else
+test-gpu bench-gpu:
+	@echo "ok 1 - GPU tests and benchmarks # skip: built without CUDA"
+endif
 
 compare: ## BF16 against INT8 end to end: CHECKPOINT=DIR SAMPLES=N DEVICE=cpu|cuda FRESH=1
 	@jobs/setup.sh --for report

@@ -1,11 +1,13 @@
 /* The CUDA backend: device, memory with its ledger, and the operations of the `ops` engine. The fused engine is
  * cuda_graph.c. Everything runs on one stream; an operation enqueues and returns. */
 #include "backend/cuda.h"
+#include "backend/nvml.h"
 
 #include "backend/cuda_codec.h"
 #include "base/log.h"
 #include "kernels/ops.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -321,8 +323,44 @@ static status_t cuda_add(struct backend *be, float *d_x, const float *d_y, int n
     return CUDA_DO(ops_add_launch(d_x, d_y, (size_t)n * (size_t)dim, rounds(be), cuda_of(be)->stream));
 }
 
+/* The card, its driver and the CUDA versions; NVML's part is left out where it is not to be had. */
+static void cuda_describe(struct backend *be, void (*tell)(void *ctx, const char *key, const char *value), void *ctx)
+{
+    struct cudaDeviceProp p;
+    struct nvml          *nvml = NULL;
+    char                  text[NVML_TEXT];
+    int                   runtime = 0, driver = 0;
+    if (cudaGetDeviceProperties(&p, cuda_of(be)->device) != cudaSuccess)
+        return;
+    const unsigned char *u = (const unsigned char *)p.uuid.bytes;
+    snprintf(text, sizeof text, "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", u[0], u[1], u[2],
+             u[3], u[4], u[5], u[6], u[7], u[8], u[9], u[10], u[11], u[12], u[13], u[14], u[15]);
+    tell(ctx, "gpu_uuid", text);
+    tell(ctx, "gpu_name", p.name);
+    if (cudaRuntimeGetVersion(&runtime) == cudaSuccess && cudaDriverGetVersion(&driver) == cudaSuccess) {
+        char versions[64];
+        snprintf(versions, sizeof versions, "%d.%d", runtime / 1000, runtime % 1000 / 10);
+        tell(ctx, "cuda_runtime", versions);
+        snprintf(versions, sizeof versions, "%d.%d", driver / 1000, driver % 1000 / 10);
+        tell(ctx, "cuda_driver", versions);
+    }
+    if (nvml_open(text, 0, &nvml) != ST_OK)
+        return;
+    struct nvml_identity id;
+    struct nvml_memory   memory;
+    nvml_identity(nvml, &id);
+    nvml_memory(nvml, &memory);
+    tell(ctx, "gpu_driver", id.driver);
+    if (id.ecc >= 0)
+        tell(ctx, "gpu_ecc", id.ecc ? "on" : "off");
+    tell(ctx, "gpu_memory_call", memory.v2_used != NVML_UNKNOWN ? "nvmlDeviceGetMemoryInfo_v2, reserved left out"
+                                                                : "nvmlDeviceGetMemoryInfo, reserved counted as used");
+    nvml_close(nvml);
+}
+
 const struct backend_ops cuda_ops = {
     .name = "cuda",
+    .describe = cuda_describe,
     .open = cuda_open,
     .close = cuda_close,
     .alloc = cuda_alloc,

@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "bench/facts.h"
+#include "bench/gpu_watch.h"
 #include "bench/quality.h"
 #include "bench/request.h"
 #include "bench/stop_rule.h"
@@ -22,6 +23,7 @@ struct measurement {
     double                       step_bytes_sum;
     struct session               session;
     struct trace                *trace;
+    struct gpu_watch            *gpu; /* NULL on a CPU */
     struct result               *result;
 };
 
@@ -93,19 +95,30 @@ static void tell_fact(void *ctx, const char *key, const char *value)
     result_add_fact(ctx, key, value); /* a fact lost to a lack of memory shows in what follows */
 }
 
+/* The backend told which card it runs on: from now on the trace reads its memory, clocks and power. */
+static void watch_gpu(struct measurement *m)
+{
+    for (size_t i = 0; i < m->result->n_facts; i++)
+        if (strcmp(m->result->facts[i].key, "gpu_uuid") == 0)
+            m->gpu = gpu_watch_open(m->result->facts[i].value);
+    if (m->gpu)
+        trace_set_source(m->trace, gpu_watch_source(m->gpu));
+}
+
 static status_t load(struct measurement *m)
 {
     trace_phase(m->trace, PHASE_CONTEXT);
     TRY(session_open_device(&m->session, m->work));
+    const struct backend_ops *ops = backend_ops_of(m->session.backend);
+    if (ops->describe)
+        ops->describe(m->session.backend, tell_fact, m->result);
+    watch_gpu(m);
     trace_watch(m->trace, backend_memory(m->session.backend));
     trace_phase(m->trace, PHASE_LOAD);
     m->load_ns = clock_ns();
     TRY(session_open_model(&m->session, m->work));
     m->result->load_s = (double)(clock_ns() - m->load_ns) * 1e-9;
     snprintf(m->result->engine, sizeof m->result->engine, "%s", decoder_engine(m->session.decoder));
-    const struct backend_ops *ops = backend_ops_of(m->session.backend);
-    if (ops->describe)
-        ops->describe(m->session.backend, tell_fact, m->result);
     return result_add_fact(m->result, "backend", ops->name);
 }
 
@@ -312,6 +325,7 @@ void worker_run(const struct work *work, int64_t exec_ns, const volatile sig_ato
     if (!compares)
         session_close(&m.session);
     status_t traced = trace_stop(m.trace, out);
+    gpu_watch_close(m.gpu);
     if (st == ST_OK && traced != ST_OK) {
         st = traced;
         snprintf(reason, sizeof reason, "%s", status_last());
