@@ -26,7 +26,7 @@ def ok_files(output):
 def worker_dies(box):
     job = box.job(FOUR, samples=15)  # some 0.4 s a worker: the signal comes while it measures
     for number, name in ((signal.SIGKILL, "SIGKILL"), (signal.SIGSEGV, "SIGSEGV")):
-        for _ in range(ROUNDS * (3 if number == signal.SIGKILL else 1)):
+        for _ in range(ROUNDS * (2 if number == signal.SIGKILL else 1)):
             run = box.start(job)
             hit = signal_worker(run, 0.1, number)
             run.wait()
@@ -56,7 +56,7 @@ def worker_hangs(box):
 
 def launcher_dies(box):
     job = box.job(FOUR, samples=15, processes=2)
-    for _ in range(2 * ROUNDS):
+    for _ in range(ROUNDS):
         run = box.start(job)
         eventually(lambda: events(run.output, "start"), 30)
         time.sleep(chance.uniform(0, 1))

@@ -84,7 +84,7 @@ def refusals(box):
 
 def workers_die(box):
     job = box.job(EIGHT, samples=15)  # some 0.4 s a worker: the kill comes while it measures
-    for _ in range(4 * ROUNDS):
+    for _ in range(2 * ROUNDS):
         run = box.start(job, ranks=4)
         hits = [signal_worker(run, 0.1) for _ in range(chance.randint(1, 3))]
         run.wait()
