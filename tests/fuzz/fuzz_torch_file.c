@@ -11,10 +11,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     const struct tensor_set *set = torch_file_tensors(f);
     unsigned                 sum = 0;
     for (size_t i = 0; i < set->count; i++) {
-        const unsigned char *data  = set->items[i].data;
-        size_t               bytes = set->items[i].bytes;
-        for (size_t k = 0; k < bytes; k += 1 + bytes / 64)
-            sum += data[k] + data[bytes - 1 - k];
+        const unsigned char *bytes = set->items[i].data;
+        size_t               n     = set->items[i].bytes;
+        for (size_t k = 0; k < n; k += 1 + n / 64)
+            sum += bytes[k] + bytes[n - 1 - k];
     }
     *(volatile unsigned *)&sum = sum;
     torch_file_close(f);
