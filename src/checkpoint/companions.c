@@ -168,3 +168,25 @@ void companions_remove(const char *dir)
         closedir(d);
     rmdir(dir);
 }
+
+status_t companions_link(const char *dir, const char *to)
+{
+    char  *whole = realpath(dir, NULL);
+    DIR   *d     = whole ? opendir(whole) : NULL;
+    status_t st  = d ? ST_OK : FAIL(ST_EIO, "%s: %s", dir, strerror(errno));
+    for (struct dirent *e; st == ST_OK && (e = readdir(d));) {
+        char        from[PATH_MAX], into[PATH_MAX];
+        struct stat info;
+        if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0)
+            continue;
+        if ((size_t)snprintf(from, sizeof from, "%s/%s", whole, e->d_name) >= sizeof from ||
+            (size_t)snprintf(into, sizeof into, "%s/%s", to, e->d_name) >= sizeof into)
+            st = FAIL(ST_EIO, "%s: the path is too long", whole);
+        else if (stat(from, &info) == 0 && !is_left_out(e->d_name, S_ISDIR(info.st_mode), 0) && symlink(from, into) != 0)
+            st = FAIL(ST_EIO, "%s: cannot make a link: %s", into, strerror(errno));
+    }
+    if (d)
+        closedir(d);
+    free(whole);
+    return st;
+}

@@ -15,6 +15,10 @@ status_t companions_size(const char *dir, size_t *bytes);
 /* Copy them from dir into the existing folder `to`, each flushed to disk. stop non-zero: ST_EINTERRUPTED; NULL: never. */
 status_t companions_copy(const char *dir, const char *to, const volatile sig_atomic_t *stop);
 
+/* Symbolic links to them instead of copies, in the existing folder `to`: files and folders of dir itself, by absolute
+ * path. */
+status_t companions_link(const char *dir, const char *to);
+
 /* Remove a folder and all in it; errors are passed over, because there is nothing left to do about them. */
 void companions_remove(const char *dir);
 

@@ -27,6 +27,11 @@ struct safetensors_index {
 status_t safetensors_index_parse(const char *bytes, size_t size, const char *label, struct safetensors_index *out);
 void     safetensors_index_free(struct safetensors_index *index);
 
+/* The bytes before the data of such a file: length, JSON header, padding to 64 bytes. list as below; *data_bytes is what
+ * has to follow. malloc'ed. */
+status_t safetensors_head(const char *path, const struct tensor *list, size_t n, const char *metadata, char **out,
+                          size_t *bytes, uint64_t *data_bytes);
+
 /* Write a file in two steps, so that data can be produced while writing: begin with the full list (dtype, shape, bytes;
  * data ignored), then data in the order of the list, any chunking; end checks that all bytes came, fsyncs and renames.
  * metadata is a JSON object text of string→string or NULL. */

@@ -62,32 +62,46 @@ out:
     return st;
 }
 
+status_t safetensors_head(const char *path, const struct tensor *list, size_t n, const char *metadata, char **out,
+                          size_t *bytes, uint64_t *data_bytes)
+{
+    char *text = NULL;
+    TRY(header_text(path, list, n, metadata, &text, data_bytes));
+    uint64_t length  = strlen(text);
+    uint64_t padding = (DATA_ALIGNMENT - (PREFIX_BYTES + length) % DATA_ALIGNMENT) % DATA_ALIGNMENT;
+    char    *head    = malloc(PREFIX_BYTES + length + padding);
+    if (!head) {
+        free(text);
+        return FAIL(ST_ENOMEM, "%s: no memory for the header", path);
+    }
+    for (int i = 0; i < PREFIX_BYTES; i++)
+        head[i] = (char)((length + padding) >> (8 * i));
+    memcpy(head + PREFIX_BYTES, text, length);
+    memset(head + PREFIX_BYTES + length, ' ', padding);
+    free(text);
+    *out   = head;
+    *bytes = PREFIX_BYTES + length + padding;
+    return ST_OK;
+}
+
 status_t safetensors_writer_begin(const char *path, const struct tensor *list, size_t n, const char *metadata,
                                   struct safetensors_writer **out)
 {
     status_t                   st   = ST_OK;
-    char                      *text = NULL;
+    char                      *head = NULL;
+    size_t                     bytes;
     struct safetensors_writer *w    = calloc(1, sizeof *w);
     if (!w)
         return FAIL(ST_ENOMEM, "%s: no memory", path);
     strncpy(w->path, path, sizeof w->path - 1);
-    TRY_OUT(header_text(path, list, n, metadata, &text, &w->expected));
+    TRY_OUT(safetensors_head(path, list, n, metadata, &head, &bytes, &w->expected));
     TRY_OUT(outfile_open(path, &w->file));
-
-    uint64_t      length  = strlen(text);
-    uint64_t      padding = (DATA_ALIGNMENT - (PREFIX_BYTES + length) % DATA_ALIGNMENT) % DATA_ALIGNMENT;
-    unsigned char prefix[PREFIX_BYTES];
-    for (int i = 0; i < PREFIX_BYTES; i++)
-        prefix[i] = (unsigned char)((length + padding) >> (8 * i));
-    TRY_OUT(outfile_write(w->file, prefix, sizeof prefix));
-    TRY_OUT(outfile_write(w->file, text, length));
-    for (uint64_t i = 0; i < padding; i++)
-        TRY_OUT(outfile_write(w->file, " ", 1));
+    TRY_OUT(outfile_write(w->file, head, bytes));
     *out = w;
     w    = NULL;
 out:
     safetensors_writer_abort(w);
-    free(text);
+    free(head);
     return st;
 }
 

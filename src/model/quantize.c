@@ -6,8 +6,8 @@
 #include "base/outfile.h"
 #include "checkpoint/companions.h"
 #include "checkpoint/safetensors.h"
-#include "model/floats.h"
 #include "model/int8_line.h"
+#include "model/quantize_plan.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -27,74 +27,6 @@ enum {
     CONFIG_MAX  = 1 << 20, /* as in checkpoint.c                                            */
     THREADS_MAX = 256,
 };
-
-/* One tensor of the output. A quantized weight is followed by its scales, whose source is the same tensor. */
-enum part { PART_AS_IS, PART_CODES, PART_SCALES };
-
-struct plan {
-    struct tensor        *list;     /* [n] names, dtypes, shapes, bytes of the output */
-    const struct tensor **sources;  /* [n] tensors of the checkpoint                  */
-    enum part            *parts;    /* [n]                                            */
-    size_t                n;
-    const struct tensor **matrices; /* [n_matrices] those to quantize, in order       */
-    size_t                n_matrices, bytes;
-    int64_t               most_rows;
-};
-
-static void plan_free(struct plan *p)
-{
-    for (size_t i = 0; p->list && i < p->n; i++)
-        if (p->parts[i] == PART_SCALES)
-            free((char *)p->list[i].name);
-    free(p->list);
-    free(p->sources);
-    free(p->parts);
-    free(p->matrices);
-    *p = (struct plan){0};
-}
-
-static void plan_add(struct plan *p, enum part part, const struct tensor *source, struct tensor t)
-{
-    t.data           = NULL;
-    t.bytes          = (size_t)tensor_elements(&t) * dtype_size(t.dtype);
-    p->list[p->n]    = t;
-    p->sources[p->n] = source;
-    p->parts[p->n]   = part;
-    p->bytes += t.bytes;
-    p->n++;
-}
-
-static status_t plan_build(const struct checkpoint *c, enum recipe recipe, struct plan *p)
-{
-    size_t most = 2 * c->tensors.count + 1;
-    p->list     = calloc(most, sizeof *p->list);
-    p->sources  = calloc(most, sizeof *p->sources);
-    p->parts    = calloc(most, sizeof *p->parts);
-    p->matrices = calloc(most, sizeof *p->matrices);
-    if (!p->list || !p->sources || !p->parts || !p->matrices)
-        return FAIL(ST_ENOMEM, "%s: no memory for a list of %zu tensors", c->dir, most);
-    for (size_t i = 0; i < c->tensors.count; i++) {
-        const struct tensor *t = &c->tensors.items[i];
-        if (!quantize_applies(&c->config, t->name)) {
-            plan_add(p, PART_AS_IS, t, *t);
-            continue;
-        }
-        if (t->rank != 2 || !float_dtype(t->dtype))
-            return FAIL(ST_EINPUT, "%s: tensor %s is %s of rank %d; INT8 is made from a matrix of floating-point weights",
-                        c->weights_path, t->name, dtype_name(t->dtype), t->rank);
-        struct tensor codes = *t, scales = {.dtype = recipe_scale_dtype(recipe, DT_BF16), .rank = 1, .shape = {t->shape[0]}};
-        char         *name;
-        codes.dtype = DT_I8;
-        if (asprintf(&name, "%.*sscales", (int)(strlen(t->name) - strlen("weight")), t->name) < 0)
-            return FAIL(ST_ENOMEM, "%s: no memory for a list of tensors", c->dir);
-        scales.name = name;
-        plan_add(p, PART_CODES, t, codes);
-        plan_add(p, PART_SCALES, t, scales);
-        p->matrices[p->n_matrices++] = t;
-        p->most_rows                 = t->shape[0] > p->most_rows ? t->shape[0] : p->most_rows;
-    }
-    return ST_OK;
-}
 
 /* ---- the weights ---- */
 
@@ -142,7 +74,7 @@ static status_t write_codes(struct writing *w, const struct tensor *t)
     return ST_OK;
 }
 
-static status_t write_weights(const struct checkpoint *c, const struct plan *p, const struct quantize_options *options,
+static status_t write_weights(const struct checkpoint *c, const struct quantize_plan *p, const struct quantize_options *options,
                               int n_threads, const char *path, const char *metadata, double *weights_s)
 {
     status_t       st    = ST_OK;
@@ -197,8 +129,7 @@ static int real_digits(const json_t *v, int digits)
     return digits;
 }
 
-/* The checkpoint's config.json with a `quantization` object, keys sorted, as the original tool rewrites it. */
-static status_t write_config(const struct checkpoint *c, enum recipe recipe, const char *source_hash, const char *dir)
+status_t quantize_write_config(const struct checkpoint *c, enum recipe recipe, const char *source_hash, const char *dir)
 {
     status_t        st   = ST_OK;
     char            path[sizeof c->dir + 128], *bytes = NULL, *text = NULL;
@@ -287,12 +218,22 @@ static int choose_threads(int asked)
     return n < 1 ? 1 : n > THREADS_MAX ? THREADS_MAX : n;
 }
 
+char *quantize_metadata(enum recipe recipe, const char *source_hash)
+{
+    char *text;
+    int   n = asprintf(&text,
+                       "{\"format\": \"qsweep\", \"version\": \"" QSWEEP_VERSION "\", \"mode\": \"int8\", \"recipe\": \"%s\", "
+                       "\"scheme\": \"%s\", \"source_hash\": \"%s\"}",
+                       recipe_name(recipe), recipe_scheme(recipe, DT_BF16), source_hash);
+    return n < 0 ? NULL : text;
+}
+
 status_t quantize_checkpoint(const struct checkpoint *c, const char *dir, const struct quantize_options *options,
                              struct quantize_report *report)
 {
     status_t               st    = ST_OK;
     int64_t                t0_ns = clock_ns();
-    struct plan            plan  = {0};
+    struct quantize_plan            plan  = {0};
     struct quantize_report r     = {.bytes_before = c->weight_bytes};
     char temporary[sizeof r.output], path[sizeof temporary + 32], source_hash[33], *metadata = NULL;
     bool made = false; /* the temporary folder is there, and ours */
@@ -302,17 +243,15 @@ status_t quantize_checkpoint(const struct checkpoint *c, const char *dir, const 
                     c->config.quantization.mode, recipe_name(c->config.quantization.recipe));
     TRY(name_folders(dir, r.output, temporary, sizeof r.output));
     r.n_threads = choose_threads(options->n_threads);
-    TRY_OUT(plan_build(c, options->recipe, &plan));
+    TRY_OUT(quantize_plan_build(c, options->recipe, &plan));
     TRY_OUT(companions_size(c->dir, &r.bytes_copied));
     TRY_OUT(check_space(r.output, plan.bytes + r.bytes_copied));
     TRY_OUT(checkpoint_fingerprint(c, source_hash));
     r.bytes_after = plan.bytes;
     r.n_quantized = (int)plan.n_matrices;
-    if (asprintf(&metadata, "{\"format\": \"qsweep\", \"version\": \"" QSWEEP_VERSION "\", \"mode\": \"int8\", \"recipe\": "
-                            "\"%s\", \"scheme\": \"%s\", \"source_hash\": \"%s\"}",
-                 recipe_name(options->recipe), recipe_scheme(options->recipe, DT_BF16), source_hash) < 0) {
-        metadata = NULL;
-        st       = FAIL(ST_ENOMEM, "%s: no memory", c->dir);
+    metadata      = quantize_metadata(options->recipe, source_hash);
+    if (!metadata) {
+        st = FAIL(ST_ENOMEM, "%s: no memory", c->dir);
         goto out;
     }
     made = mkdir(temporary, 0777) == 0;
@@ -323,7 +262,7 @@ status_t quantize_checkpoint(const struct checkpoint *c, const char *dir, const 
     snprintf(path, sizeof path, "%s/model.safetensors", temporary);
     TRY_OUT(write_weights(c, &plan, options, r.n_threads, path, metadata, &r.weights_s));
     TRY_OUT(companions_copy(c->dir, temporary, options->stop));
-    TRY_OUT(write_config(c, options->recipe, source_hash, temporary));
+    TRY_OUT(quantize_write_config(c, options->recipe, source_hash, temporary));
     if (options->stop && *options->stop) {
         st = FAIL(ST_EINTERRUPTED, "%s: quantization was stopped; nothing is left behind", c->dir);
         goto out;
@@ -336,7 +275,7 @@ status_t quantize_checkpoint(const struct checkpoint *c, const char *dir, const 
 out:
     if (made)
         companions_remove(temporary);
-    plan_free(&plan);
+    quantize_plan_free(&plan);
     free(metadata);
     return st;
 }

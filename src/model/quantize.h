@@ -12,6 +12,13 @@
 /* True for the tensors that quantization replaces: the weight of every Linear (spec §6.1), never embeddings or norms. */
 bool quantize_applies(const struct model_config *config, const char *tensor_name);
 
+/* Write the checkpoint's config.json with a `quantization` object, keys sorted, as the original tool rewrites it, to the
+ * folder dir. */
+status_t quantize_write_config(const struct checkpoint *c, enum recipe recipe, const char *source_hash, const char *dir);
+
+/* __metadata__ of the weights file, as JSON; malloc'ed, NULL without memory. */
+char *quantize_metadata(enum recipe recipe, const char *source_hash);
+
 struct quantize_options {
     enum recipe recipe;
     int         n_threads;                      /* 0 = all allowed cores                                   */
