@@ -29,6 +29,7 @@ struct command {
     X(simulate) \
     X(merge) \
     X(show) \
+    X(compare) \
     X(export) \
     X(devices) \
     X(bench) \
