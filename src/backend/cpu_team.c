@@ -113,7 +113,9 @@ static void wait_for_worker(struct cpu_team *team, struct worker *w, uint32_t ge
 static bool claim(struct worker *w, uint32_t generation)
 {
     uint32_t before = generation - 1;
-    return atomic_compare_exchange_strong(&w->claim, &before, generation);
+    /* Looking first leaves the line shared when the answer is no, as it mostly is for the caller. */
+    return atomic_load_explicit(&w->claim, memory_order_relaxed) == before &&
+           atomic_compare_exchange_strong(&w->claim, &before, generation);
 }
 
 static void pin_to(pthread_t thread, int index)
