@@ -31,13 +31,18 @@ static int level_from_environment(void)
     return LOG_INFO;
 }
 
+enum log_level log_get_level(void)
+{
+    if (level_now == LEVEL_UNSET)
+        level_now = level_from_environment();
+    return (enum log_level)level_now;
+}
+
 /* One write(2) a line, so that lines of several processes on one stderr do not mix. */
 void log_line(enum log_level level, const char *fmt, ...)
 {
     static const char *const prefix[] = {"error: ", "warning: ", "", "debug: "};
-    if (level_now == LEVEL_UNSET)
-        level_now = level_from_environment();
-    if ((int)level > level_now)
+    if ((int)level > (int)log_get_level())
         return;
 
     char line[2048];

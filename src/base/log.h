@@ -8,7 +8,8 @@ enum log_level { LOG_NONE = -1, LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG };
 void log_set_who(const char *who);
 
 /* Lines above this level are dropped; the default is LOG_INFO, QSWEEP_LOG=debug|info|warn|error|none overrides. */
-void log_set_level(enum log_level level);
+void           log_set_level(enum log_level level);
+enum log_level log_get_level(void);
 
 __attribute__((format(printf, 2, 3))) void log_line(enum log_level level, const char *fmt, ...);
 

@@ -40,7 +40,7 @@ static void tell(const struct merge_report *report, const char *output)
             first = 0;
         }
     if (report->damaged)
-        at += (size_t)snprintf(line + at, sizeof line - at, "; %zu damaged files", report->damaged);
+        at += (size_t)snprintf(line + at, sizeof line - at, "; %zu damaged files, `qsweep show` lists them", report->damaged);
     if (report->unchanged)
         snprintf(line + at, sizeof line - at, "; nothing had changed");
     else if (report->reused)

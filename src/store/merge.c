@@ -52,15 +52,13 @@ static status_t copy_group(struct merge *m, hid_t from, const char *name, const 
     return cell_group_attach_scales(m->cells, id);
 }
 
-/* Read and copy one group; *readable is false when the fault lies in the source, whose reason is in status_last(). */
-static status_t take_group(struct merge *m, const struct item *it, hid_t from, const char *name, const char *label,
-                           bool *readable)
+/* The summary row of a group that claims to hold the item's cell. */
+static status_t read_row(const struct item *it, hid_t from, const char *name, const char *label,
+                         struct summary_row *row)
 {
-    struct result      r;
-    struct summary_row row;
-    hid_t              group = H5I_INVALID_HID;
+    struct result r;
+    hid_t         group = H5I_INVALID_HID;
     h5_begin(label, ST_EINPUT);
-    *readable = false;
     status_t st = H5_DO(group = H5Gopen2(from, name, H5P_DEFAULT));
     if (st == ST_OK)
         st = cell_group_read(group, CELL_SUMMARY, &r);
@@ -69,12 +67,9 @@ static status_t take_group(struct merge *m, const struct item *it, hid_t from, c
     if (strcmp(r.cell.id, it->id) != 0)
         st = FAIL(ST_EINPUT, "%s: %s holds cell %s", label, name, r.cell.id);
     else
-        st = summary_from_result(&r, &row);
+        st = summary_from_result(&r, row);
     result_free(&r);
-    TRY(st);
-    *readable = true;
-    TRY(copy_group(m, from, name, it->id));
-    return row_spool_add(&m->rows, &row);
+    return st;
 }
 
 /* A cell without a result: what was planned, and why there is nothing. */
@@ -109,27 +104,37 @@ out:
 /* A source that turns out to be unreadable becomes a row that says so; only the output's own failures end the merge. */
 static status_t take_item(struct merge *m, struct item *it)
 {
-    char     path[PATH_SIZE];
-    bool     readable = false;
-    hid_t    file = H5I_INVALID_HID;
-    status_t st = ST_OK;
+    char               path[PATH_SIZE], name[64] = "/";
+    struct summary_row row;
+    hid_t              file = H5I_INVALID_HID, from = H5I_INVALID_HID;
+    status_t           st = ST_OK;
+    if (it->kind == ITEM_EMPTY)
+        return put_empty(m, it);
+    probe_begin(&m->items);
     if (it->kind == ITEM_FILE) {
         item_path(&m->items, it, path, sizeof path);
         st = cell_file_open(path, &file);
-        if (st == ST_OK)
-            st = take_group(m, it, file, "/", path, &readable);
-        h5_close(file);
-    } else if (it->kind == ITEM_GROUP) {
-        char name[64];
+        from = file;
+    } else {
+        snprintf(path, sizeof path, "%s", m->items.inputs[it->input].path);
         snprintf(name, sizeof name, "/cells/%s", it->id);
-        st = take_group(m, it, m->items.inputs[it->input].file, name, m->items.inputs[it->input].path, &readable);
+        from = m->items.inputs[it->input].file;
     }
-    if (st != ST_OK && !readable && (st == ST_EINPUT || st == ST_EIO)) {
-        TRY(item_damage(it, status_last()));
-        st = ST_OK;
+    if (st == ST_OK)
+        st = read_row(it, from, name, path, &row);
+    probe_end(&m->items);
+    if (st == ST_EINPUT || st == ST_EIO) {
+        m->inputs_sum++; /* the next merge looks at it again */
+        st = item_damage(&m->items, it, status_last());
+        if (st == ST_OK)
+            st = put_empty(m, it);
+    } else if (st == ST_OK) {
+        st = copy_group(m, from, name, it->id);
+        if (st == ST_OK)
+            st = row_spool_add(&m->rows, &row);
     }
-    TRY(st);
-    return it->kind == ITEM_EMPTY ? put_empty(m, it) : ST_OK;
+    h5_close(file);
+    return st;
 }
 
 /* ---- tables ------------------------------------------------------------------------------------------------------ */

@@ -53,8 +53,22 @@ static status_t add(struct item_list *l, const struct item *it)
     return ST_OK;
 }
 
-status_t item_damage(struct item *it, const char *reason)
+void probe_begin(struct item_list *l)
 {
+    enum { DAMAGED_TOLD = 20 };
+    l->level = log_get_level();
+    if (l->n_damaged >= DAMAGED_TOLD)
+        log_set_level(LOG_NONE);
+}
+
+void probe_end(struct item_list *l)
+{
+    log_set_level(l->level);
+}
+
+status_t item_damage(struct item_list *l, struct item *it, const char *reason)
+{
+    l->n_damaged++;
     it->kind = ITEM_EMPTY;
     it->status = CELL_INVALID;
     it->damaged = true;
@@ -83,13 +97,15 @@ static status_t add_file(struct item_list *l, uint32_t input, const char *file)
     char              path[PATH_SIZE];
     memcpy(it.id, strrchr(file, '/') + 6, 32);
     item_path(l, &it, path, sizeof path);
+    probe_begin(l);
     status_t st = cell_file_stamp(path, &stamp);
     if (st == ST_OK && strcmp(stamp.id, it.id) != 0)
         st = FAIL(ST_EINPUT, "%s: holds cell %s", path, stamp.id);
+    probe_end(l);
     if (st == ST_EINPUT || st == ST_EIO) {
         it.reason = NULL;
         TRY(add(l, &it));
-        return item_damage(&l->items[l->n - 1], status_last());
+        return item_damage(l, &l->items[l->n - 1], status_last());
     }
     TRY(st);
     it.status = stamp.status;

@@ -3,6 +3,7 @@
 #ifndef QSWEEP_STORE_MERGE_ITEMS_H
 #define QSWEEP_STORE_MERGE_ITEMS_H
 
+#include "base/log.h"
 #include "store/sweep_file.h"
 #include "store/sweep_schema.h"
 #include "sweep/plan.h"
@@ -40,7 +41,13 @@ struct item_list {
     size_t              n_inputs;
     struct item        *items; /* ascending ids, each once */
     size_t              n, room;
+    size_t              n_damaged; /* told so far                 */
+    enum log_level      level;     /* while probing               */
 };
+
+/* Around what looks into a file that may be damaged: after the first ones, each further one only costs its row. */
+void probe_begin(struct item_list *l);
+void probe_end(struct item_list *l);
 
 /* List the inputs of a request. Damaged files become items; an input that cannot be listed is an error. */
 status_t item_list_open(const struct merge_request *request, struct item_list *out);
@@ -49,7 +56,7 @@ void     item_list_close(struct item_list *l); /* after a failure too */
 struct item *item_find(const struct item_list *l, const char *id); /* NULL when there is none */
 
 /* Turn an item into a damaged one: its row will be invalid with this reason. */
-status_t item_damage(struct item *it, const char *reason);
+status_t item_damage(struct item_list *l, struct item *it, const char *reason);
 
 /* Path of an ITEM_FILE. */
 void item_path(const struct item_list *l, const struct item *it, char *out, size_t size);

@@ -38,7 +38,7 @@ struct merge_report {
 };
 
 /* Every planned cell and every cell file becomes a row; none is lost, none is zeros. Writes a temporary file, fsyncs,
- * renames. The same inputs give the same content; built fresh, the same bytes but for the attribute file_time.
+ * renames. The same inputs give the same content; built fresh, the same bytes but for file_time and the seal.
  * ST_EIO when an input cannot be listed or the output cannot be written; an existing output that is no sweep is refused
  * with ST_EINPUT. */
 status_t sweep_file_merge_all(const struct merge_request *request, struct merge_report *report);

@@ -19,7 +19,8 @@ static status_t plan(uint64_t *seed, int i, int samples, struct cell *c)
     memset(c->fingerprint, 'a', 32);
     c->precision = i % 2 ? PRECISION_INT8 : PRECISION_BF16;
     c->recipe = i % 2 ? RECIPE_TORCHAO : RECIPE_NONE;
-    c->batch = 1 + i / 4;
+    c->batch = 1 + i / 4 % 8;
+    c->sampling.seed = 42 + (uint64_t)i / 32;
     c->context = i / 2 % 2 * 64;
     c->workload.samples = samples;
     c->workload.length = LENGTH_FIXED;

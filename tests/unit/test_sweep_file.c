@@ -182,7 +182,8 @@ static void cells_without_a_result_are_rows_with_a_reason(void **state)
     free_all(r, 4);
 }
 
-/* Bytes of a file with every "2026-01-31T12:00:00Z" blanked: the one attribute that may differ is file_time. */
+/* Bytes of a file with its seal and every "2026-01-31T12:00:00Z" blanked: the one attribute that may differ is file_time,
+ * and with it the checksum in the seal. */
 static char *slurp_timeless(const char *path, size_t *size)
 {
     FILE *f = fopen(path, "rb");
@@ -193,6 +194,7 @@ static char *slurp_timeless(const char *path, size_t *size)
     rewind(f);
     assert_int_equal(fread(bytes, 1, *size, f), *size);
     fclose(f);
+    memset(bytes, '#', 512);
     for (size_t i = 0; i + 20 <= *size; i++)
         if (bytes[i + 4] == '-' && bytes[i + 7] == '-' && bytes[i + 10] == 'T' && bytes[i + 13] == ':' &&
             bytes[i + 16] == ':' && bytes[i + 19] == 'Z' && isdigit((unsigned char)bytes[i]))
