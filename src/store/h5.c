@@ -29,11 +29,26 @@ const char *h5_label(void)
     return label_now;
 }
 
-/* The walk goes upward from where the failure was found: the first description is the cause. */
+enum { CAUSE_SIZE = 400 };
+
+/* The walk goes upward from where the failure was found: the first description is the cause. Of the driver's long ones
+ * ("file write failed: time = …, errno = 28, error message = 'No space left on device', buf = …") the system's words
+ * are kept. */
 static herr_t first_cause(unsigned n, const H5E_error2_t *error, void *out)
 {
-    if (n == 0 && error->desc)
-        snprintf(out, 400, "%s", error->desc);
+    static const char system_words[] = "error message = '";
+    char             *cause = out;
+    const char       *words = error->desc ? strstr(error->desc, system_words) : NULL;
+    if (n != 0 || !error->desc)
+        return 0;
+    if (words) {
+        words += strlen(system_words);
+        snprintf(cause, CAUSE_SIZE, "%.*s: %.*s", (int)strcspn(error->desc, ":,"), error->desc,
+                 (int)strcspn(words, "'"), words);
+    } else
+        snprintf(cause, CAUSE_SIZE, "%s", error->desc);
+    for (char *c = cause; (c = strchr(c, '\n'));)
+        *c = ' ';
     return 0;
 }
 
@@ -41,15 +56,18 @@ status_t h5_check(int64_t result, const char *call, const char *file, int line)
 {
     if (result >= 0)
         return ST_OK;
-    char cause[400] = "no further cause", name[64] = "";
+    char cause[CAUSE_SIZE] = "no further cause", name[64] = "";
     H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, first_cause, cause);
     H5Eclear2(H5E_DEFAULT);
+    if (strstr(cause, "signature not found"))
+        return status_raise(code_now, file, line, "%s: not an HDF5 file", label_now);
     const char *assigned = strstr(call, "= ");
     call = assigned ? assigned + 2 : call;
     snprintf(name, sizeof name, "%.*s", (int)strcspn(call, "("), call);
-    bool locking = strstr(cause, "lock") != NULL;
-    return status_raise(code_now, file, line, "%s: %s: %s%s", label_now, name, cause,
-                        locking ? "; this file system has no locks for HDF5: set HDF5_USE_FILE_LOCKING=FALSE" : "");
+    const char *advice = strstr(cause, "lock file") ? "; another program holds it, or this file system has no locks: "
+                                                      "HDF5_USE_FILE_LOCKING=FALSE does without"
+                                                    : "";
+    return status_raise(code_now, file, line, "%s: %s: %s%s", label_now, name, cause, advice);
 }
 
 status_t h5_open_read(const char *path, hid_t *out)

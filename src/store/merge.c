@@ -43,7 +43,7 @@ static status_t link_is_there(const struct merge *m, const char *id, bool *there
 static status_t copy_group(struct merge *m, hid_t from, const char *name, const char *id)
 {
     bool there = false;
-    h5_begin(m->temporary, ST_EIO);
+    h5_begin(m->request->output, ST_EIO);
     if (m->extends)
         TRY(link_is_there(m, id, &there));
     if (there)
@@ -81,7 +81,7 @@ static status_t put_empty(struct merge *m, const struct item *it)
     bool               there = false;
     status_t           st = ST_OK;
     result_init(&r);
-    h5_begin(m->temporary, ST_EIO);
+    h5_begin(m->request->output, ST_EIO);
     if (it->plan)
         TRY_OUT(cell_copy(it->plan, &r.cell));
     memcpy(r.cell.id, it->id, sizeof it->id);
@@ -435,7 +435,7 @@ static status_t open_output(struct merge *m)
 {
     status_t st = ST_OK;
     hid_t    fapl = H5I_INVALID_HID, fcpl = H5I_INVALID_HID, staging = H5I_INVALID_HID;
-    h5_begin(m->temporary, ST_EIO);
+    h5_begin(m->request->output, ST_EIO);
     TRY_OUT(H5_DO(fapl = H5Pcreate(H5P_FILE_ACCESS)));
 #if H5_VERSION_GE(1, 10, 7)
     TRY_OUT(H5_DO(H5Pset_file_locking(fapl, 0, 1)));
@@ -493,11 +493,11 @@ static status_t build(struct merge *m)
             TRY(take_item(m, it));
         m->report->damaged += it->damaged;
     }
-    h5_begin(m->temporary, ST_EIO);
+    h5_begin(m->request->output, ST_EIO);
     TRY(write_summary(m));
     TRY(write_sources(m));
     TRY(write_job(m));
-    TRY(merge_events(m->out, m->temporary, &m->items));
+    TRY(merge_events(m->out, m->request->output, &m->items));
     TRY(write_head(m));
     TRY(H5_DO(H5Fflush(m->out, H5F_SCOPE_GLOBAL)));
     h5_close(m->cells);

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 """merge, show and export over invented cell files: what users of the files and of the three commands rely on."""
-import csv, io, json, os, random, re, shutil, subprocess, sys, tempfile
+import csv, fcntl, io, json, os, random, re, shutil, subprocess, sys, tempfile
 from flow import BUILD, QSWEEP, SEED, check, done, skip
 
 CELLS, SAMPLES_PER_TEXT, TEXTS = 12, 5, 4
@@ -177,11 +177,17 @@ both = os.path.join(folder, "both.h5")
 check("folders merge into one file", run("merge", *parts, "-o", both, "--verify").returncode == 0
       and len(run("show", both, "-o", "jsonl").stdout.splitlines()) == 4)
 
-for name, args, rc in (("no input", ["merge"], 2), ("an unknown option", ["show", "--nope", sweep], 2), ("a missing file", ["show", folder + "/x.h5"], 1),
+for name, args, rc in (("no input", ["merge"], 2), ("an unknown option", ["show", "--nope", sweep], 2), ("a missing file", ["show", folder + "/x.h5"], 1), ("a file that is no HDF5", ["show", __file__], 1),
                        ("an unknown format", ["show", sweep, "-o", "xml"], 2), ("a folder without results", ["merge", folder], 1),
                        ("export without a folder", ["export", sweep], 2)):
     r = run(*args)
     check("%s exits with %d and one line" % (name, rc), r.returncode == rc and r.stdout == "" and 1 <= len(r.stderr.splitlines()) <= 2, r.stderr)
+
+with open(both) as held:
+    fcntl.flock(held, fcntl.LOCK_EX)
+    r = subprocess.run([QSWEEP, "show", both], capture_output=True, text=True, env=dict(os.environ, HDF5_USE_FILE_LOCKING="TRUE"))
+    check("a lock that HDF5 cannot get is explained", r.returncode == 1 and "HDF5_USE_FILE_LOCKING=FALSE" in r.stderr, r.stderr)
+    check("without that variable a locked file is read all the same", run("show", both).returncode == 0)
 
 # Damaged merged files, forced: HDF5 itself crashes or loops on some of them, the command must not.
 chance = random.Random(SEED)
