@@ -2,15 +2,17 @@
 
     python analysis/report.py sweep.h5 [-o comparison_report.html] [--a bf16 --b int8]
 
-Every statement is computed from the file: differences carry the interval of a paired bootstrap where samples allow it,
-and the words (faster, slower, same, unclear) follow from that interval, never from a fixed text.
+Every statement is computed from the file; the words faster, slower, same and unclear and their intervals are those of
+`qsweep compare`, never a fixed text.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -25,41 +27,22 @@ from sweep_reader import Cell, Sweep  # noqa: E402
 FRAME_RATE = 44100 / 2048  # frames per second of audio (the codec's hop is 2048 samples at 44.1 kHz)
 CARDS_GB = [("RTX 4060", 8), ("RTX 3060", 12), ("RTX 4070 Ti", 12), ("RTX 4080", 16), ("RTX 3090 / 4090", 24), ("L4", 24), ("A100 40 GB", 40), ("H100 80 GB", 80), ("H200", 141)]
 AXES = ["precision", "batch", "context", "kv", "head", "engine", "codec", "sampling", "device", "max_seq_len"]
-SAME_MARGIN = 0.01  # a difference whose whole interval lies within ±1 % is called the same
-BOOTSTRAP = 4000
+SAME_MARGIN = 0.01  # differences below 1 % are not coloured
 
 
-def bootstrap_ratio(a: pd.DataFrame, b: pd.DataFrame, value: str) -> tuple[float, float, float] | None:
-    """Relative difference of the means of `value`, b against a, with a 95 % interval.
+def verdicts(path: Path, a: str, b: str) -> dict:
+    """What `qsweep compare` says of two precisions of one file, by (candidate cell, metric).
 
-    Pairs rows of the same text and repeat (same noise, same prompt) and resamples the pairs (percentile bootstrap, Efron
-    and Tibshirani 1993, ch. 13; seeded, so the report is reproducible). None below five pairs."""
-    keys = [k for k in ("text", "repeat") if k in a and k in b]
-    if not keys or value not in a or value not in b:
-        return None
-    pairs = a[keys + [value]].merge(b[keys + [value]], on=keys, suffixes=("_a", "_b")).dropna()
-    if len(pairs) < 5:
-        return None
-    x, y = pairs[value + "_a"].to_numpy(float), pairs[value + "_b"].to_numpy(float)
-    if x.mean() == 0:
-        return None
-    rng = np.random.default_rng(20240229)
-    pick = rng.integers(0, len(x), (BOOTSTRAP, len(x)))
-    ratios = y[pick].mean(1) / x[pick].mean(1) - 1
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    return float(y.mean() / x.mean() - 1), float(low), float(high)
-
-
-def verdict(interval: tuple[float, float, float] | None, lower_is_better: bool) -> str:
-    """faster | slower | same | unclear | too few samples."""
-    if interval is None:
-        return "too few samples"
-    _, low, high = interval
-    if -SAME_MARGIN <= low and high <= SAME_MARGIN:
-        return "same"
-    if low <= 0 <= high:
-        return "unclear"
-    return "faster" if (high < 0) == lower_is_better else "slower"
+    The statistics live in the program (src/bench/verdict.h), not here: report and command line cannot disagree. An
+    empty mapping when the program is not beside this file; the report then says that nothing was compared."""
+    program = os.environ.get("QSWEEP") or str(Path(__file__).resolve().parent.parent / "build" / "qsweep")
+    command = [program, "compare", str(path), "--axis", "precision", "--from", a, "--to", b, "-o", "json"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+        return {(c["candidate_cell"]["id"], c["metric"]): c for c in json.loads(done.stdout)["comparisons"]}
+    except (OSError, subprocess.SubprocessError, ValueError, KeyError) as error:
+        print(f"report: no verdicts: {' '.join(command)}: {error}", file=sys.stderr)
+        return {}
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -196,15 +179,15 @@ def statements(a: pd.Series, b: pd.Series, speed, mem_change: float | None) -> l
     if mem_change is not None:
         word = "less" if mem_change < 0 else "more"
         said.append(f"{b['precision'].upper()} takes {abs(100 * mem_change):.1f} % {word} memory at rest than {a['precision'].upper()}: {number(a['vram_baseline_mb'], 4)} MB → {number(b['vram_baseline_mb'], 4)} MB.")
-    word = verdict(speed, lower_is_better=True)
     if speed is None:
-        said.append("There are too few paired samples to compare the speeds (five pairs are needed).")
-    elif word in ("faster", "slower"):
-        said.append(f"{b['precision'].upper()} is {word}: latency {percent(speed[0])}, 95 % interval {percent(speed[1])} … {percent(speed[2])}.")
-    elif word == "same":
-        said.append(f"The speeds are the same within ±{100 * SAME_MARGIN:.0f} %: latency {percent(speed[0])}, 95 % interval {percent(speed[1])} … {percent(speed[2])}.")
+        said.append("The speeds were not compared: too few samples, or the program is not beside the report.")
     else:
-        said.append(f"The data cannot tell which is faster: latency {percent(speed[0])}, 95 % interval {percent(speed[1])} … {percent(speed[2])}.")
+        interval = f"latency {percent(speed['change'])}, 95 % interval {percent(speed['low'])} … {percent(speed['high'])}, {speed['n']} pairs from {speed['processes']} processes"
+        said.append({
+            "faster": f"{b['precision'].upper()} is faster: {interval}.",
+            "slower": f"{b['precision'].upper()} is slower: {interval}.",
+            "same": f"The speeds are the same within the margin: {interval}.",
+        }.get(speed["verdict"], f"The data cannot tell which is faster ({speed['verdict']}): {interval}. More processes would."))
     for row in (a, b):
         rtf = float(row["rtf"])
         if math.isfinite(rtf) and rtf > 0:
@@ -232,11 +215,11 @@ def build(path: Path, output: Path, a_name: str, b_name: str) -> None:
         comparison = None
         if a_name in pair and b_name in pair:
             (a, cell_a), (b, cell_b) = pair[a_name], pair[b_name]
-            speed = bootstrap_ratio(cell_a.samples, cell_b.samples, "latency_ms") if cell_a and cell_b else None
+            speed = verdicts(path, a_name, b_name).get((b["id"], "latency"))
             base_a, base_b = float(a["vram_baseline_mb"]), float(b["vram_baseline_mb"])
             change = (base_b - base_a) / base_a if base_a > 0 else None
             comparison = {"a": a_name.upper(), "b": b_name.upper(), "rows": reference_rows(a, b), "statements": statements(a, b, speed, change),
-                          "saving": None if change is None else -100 * change, "from": number(base_a), "to": number(base_b), "speed": verdict(speed, True),
+                          "saving": None if change is None else -100 * change, "from": number(base_a), "to": number(base_b), "speed": speed["verdict"] if speed else "not compared",
                           "a_id": a["id"], "b_id": b["id"]}
         axes = [x for x in AXES if x in summary and (summary[x].nunique() > 1 or x == "precision")]
         figures = [speed_figure(cells), latency_figure(cells), step_figure(cells), memory_figure(cells)] + [trace_figure(n, c) for n, c in cells] + [context_figure(summary)]
