@@ -113,7 +113,14 @@ $(BUILD)/tests/%: $(BUILD)/tests/%.c.o $(LIB) $(CUDA_OBJ) $(FABRIC_SOLO)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -pthread -o $@ $< $(FABRIC_SOLO) -Wl,--start-group $(LIB) $(CUDA_OBJ) -Wl,--end-group $(shell $(PKG) --libs cmocka) $(LIBS) $(CUDA_LIBS) $(LDFLAGS)
 
-unit: $(UNIT_BIN) ## unit and golden tests alone
+# A driver that is a text file, for tests of what we do with NVML (tests/fake/nvml.c).
+FAKE_NVML := $(BUILD)/tests/fake/libnvidia-ml.so.1
+$(FAKE_NVML): tests/fake/nvml.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(call say,CC,$@)
+	$(Q)$(CC) -std=c11 -D_GNU_SOURCE $(WARN) -O1 -g -fPIC -shared -Wl,-soname,libnvidia-ml.so.1 -o $@ $<
+
+unit: $(UNIT_BIN) $(FAKE_NVML) ## unit and golden tests alone
 	@tests/run $(BUILD) $(UNIT_BIN)
 
 test: ## the whole test suite; installs what is missing
@@ -123,7 +130,7 @@ test: ## the whole test suite; installs what is missing
 
 # Programs that flow tests call.
 FLOW_BIN := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/flow/*.c))
-test-programs: $(UNIT_BIN) $(FLOW_BIN)
+test-programs: $(UNIT_BIN) $(FLOW_BIN) $(FAKE_NVML)
 
 CLUSTER := $(sort $(wildcard tests/cluster/test_*.sh tests/cluster/test_*.py))
 test-cluster: ## Slurm and several hosts on this machine: the scripts below slurm/ under test

@@ -23,6 +23,7 @@ enum rounding { ROUND_NONE, ROUND_BF16 };
 
 struct backend_options {
     int           device;      /* index for cuda; ignored on the CPU                         */
+    char          uuid[64];    /* cuda: "GPU-…" or "MIG-…" instead of the index; "" = by index */
     int           n_threads;   /* CPU: 0 = all allowed cores                                 */
     bool          pin;         /* CPU: pin thread i to the i-th allowed core                 */
     enum rounding rounding;
@@ -137,7 +138,7 @@ static inline struct memory_ledger *backend_memory(struct backend *be)
 
 /* registry.c: the table for a name — "cpu", "cpu_ref" or "cuda"; ST_EUNSUPPORTED with the reason if it is not built in. */
 status_t backend_find(const char *name, const struct backend_ops **out);
-/* "cpu", "cpu_ref", "cuda", "cuda:1" → table and options.device; ST_EUSAGE if it is none of these. */
+/* "cpu", "cpu_ref", "cuda", "cuda:1", "cuda:GPU-…", "cuda:MIG-…" → table and options.device or .uuid; ST_EUSAGE if it is none of these. */
 status_t backend_open(const char *device, const struct backend_options *options, struct backend **out);
 void     backend_close(struct backend *be); /* NULL is accepted */
 

@@ -1,7 +1,6 @@
 /* The CUDA backend: device, memory with its ledger, and the operations of the `ops` engine. The fused engine is
  * cuda_graph.c. Everything runs on one stream; an operation enqueues and returns. */
 #include "backend/cuda.h"
-#include "backend/nvml.h"
 
 #include "backend/cuda_codec.h"
 #include "base/log.h"
@@ -10,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 extern const struct backend_ops cuda_ops;
 
@@ -32,6 +32,36 @@ static bool rounds(struct backend *be)
 
 /* ---- device ------------------------------------------------------------------------------------------------------- */
 
+enum { UUID_TEXT = 48 };
+
+/* The UUID of CUDA's device, as NVML writes that of a whole card. */
+static status_t uuid_of(int device, char out[UUID_TEXT])
+{
+    struct cudaDeviceProp p;
+    TRY(CUDA_DO(cudaGetDeviceProperties(&p, device)));
+    const unsigned char *u = (const unsigned char *)p.uuid.bytes;
+    snprintf(out, UUID_TEXT, "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", u[0], u[1], u[2],
+             u[3], u[4], u[5], u[6], u[7], u[8], u[9], u[10], u[11], u[12], u[13], u[14], u[15]);
+    return ST_OK;
+}
+
+/* Which of CUDA's devices has this UUID. An instance of a divided card is the only one CUDA shows to a process; older
+ * drivers give its card's UUID there, so being alone is what identifies it. */
+static status_t find_uuid(const char *uuid, int count, int *device)
+{
+    char own[UUID_TEXT];
+    for (int i = 0; i < count; i++) {
+        TRY(uuid_of(i, own));
+        if (strcasecmp(own + 4, uuid + 4) == 0 || (strncmp(uuid, "MIG-", 4) == 0 && count == 1)) {
+            *device = i;
+            return ST_OK;
+        }
+    }
+    const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+    return FAIL(ST_EUNSUPPORTED, "device \"cuda:%s\": not among the %d that CUDA shows here (CUDA_VISIBLE_DEVICES %s%s)", uuid,
+                count, visible ? "= " : "is unset", visible ? visible : "");
+}
+
 static status_t open_device(struct cuda *cu)
 {
     int count = 0, major = 0, minor = 0;
@@ -40,6 +70,8 @@ static status_t open_device(struct cuda *cu)
         return FAIL(ST_EUNSUPPORTED, "device \"cuda\": no usable NVIDIA GPU or driver here (%s); use --device cpu",
                     e == cudaSuccess ? "no device" : cudaGetErrorString(e));
     TRY(CUDA_DO(e));
+    if (cu->base.options.uuid[0])
+        TRY(find_uuid(cu->base.options.uuid, count, &cu->device));
     if (cu->device < 0 || cu->device >= count)
         return FAIL(ST_EUSAGE, "device \"cuda:%d\": this machine has %d (0..%d)", cu->device, count, count - 1);
     TRY(CUDA_DO(cudaSetDevice(cu->device)));
@@ -327,14 +359,14 @@ static status_t cuda_add(struct backend *be, float *d_x, const float *d_y, int n
 static void cuda_describe(struct backend *be, void (*tell)(void *ctx, const char *key, const char *value), void *ctx)
 {
     struct cudaDeviceProp p;
-    struct nvml          *nvml = NULL;
-    char                  text[NVML_TEXT];
+    char                  text[64];
     int                   runtime = 0, driver = 0;
     if (cudaGetDeviceProperties(&p, cuda_of(be)->device) != cudaSuccess)
         return;
-    const unsigned char *u = (const unsigned char *)p.uuid.bytes;
-    snprintf(text, sizeof text, "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", u[0], u[1], u[2],
-             u[3], u[4], u[5], u[6], u[7], u[8], u[9], u[10], u[11], u[12], u[13], u[14], u[15]);
+    if (cuda_of(be)->base.options.uuid[0])
+        snprintf(text, sizeof text, "%s", cuda_of(be)->base.options.uuid); /* an instance has one that CUDA may not tell */
+    else if (uuid_of(cuda_of(be)->device, text) != ST_OK)
+        return;
     tell(ctx, "gpu_uuid", text);
     tell(ctx, "gpu_name", p.name);
     if (cudaRuntimeGetVersion(&runtime) == cudaSuccess && cudaDriverGetVersion(&driver) == cudaSuccess) {
@@ -344,18 +376,6 @@ static void cuda_describe(struct backend *be, void (*tell)(void *ctx, const char
         snprintf(versions, sizeof versions, "%d.%d", driver / 1000, driver % 1000 / 10);
         tell(ctx, "cuda_driver", versions);
     }
-    if (nvml_open(text, 0, &nvml) != ST_OK)
-        return;
-    struct nvml_identity id;
-    struct nvml_memory   memory;
-    nvml_identity(nvml, &id);
-    nvml_memory(nvml, &memory);
-    tell(ctx, "gpu_driver", id.driver);
-    if (id.ecc >= 0)
-        tell(ctx, "gpu_ecc", id.ecc ? "on" : "off");
-    tell(ctx, "gpu_memory_call", memory.v2_used != NVML_UNKNOWN ? "nvmlDeviceGetMemoryInfo_v2, reserved left out"
-                                                                : "nvmlDeviceGetMemoryInfo, reserved counted as used");
-    nvml_close(nvml);
 }
 
 const struct backend_ops cuda_ops = {

@@ -21,6 +21,12 @@ struct raw_process {
     unsigned           gpu_instance, compute_instance;
 };
 
+struct raw_pci {
+    char     bus_id_legacy[16];
+    unsigned domain, bus, device, device_id, subsystem_id;
+    char     bus_id[32];
+};
+
 enum { CLOCK_SM = 1, CLOCK_MEM = 2, TEMPERATURE_GPU = 0, ECC_UNCORRECTED = 1, ECC_VOLATILE = 0, MAX_PROCESSES = 128 };
 
 struct nvml {
@@ -44,9 +50,15 @@ struct nvml {
     int (*energy)(void *, unsigned long long *);
     int (*ecc_mode)(void *, int *, int *);
     int (*ecc_errors)(void *, int, int, unsigned long long *);
+    int (*count)(unsigned *);
+    int (*pci)(void *, struct raw_pci *);
+    int (*mig_mode)(void *, unsigned *, unsigned *);
+    int (*mig_count)(void *, unsigned *);
+    int (*mig_by_index)(void *, unsigned, void **);
+    int (*process_name)(unsigned, char *, unsigned);
 };
 
-static status_t find_symbols(struct nvml *n)
+static bool find_symbols(struct nvml *n, char *why, size_t why_size)
 {
     const struct {
         void      **slot;
@@ -71,35 +83,52 @@ static status_t find_symbols(struct nvml *n)
         {(void **)&n->energy, "nvmlDeviceGetTotalEnergyConsumption", false},
         {(void **)&n->ecc_mode, "nvmlDeviceGetEccMode", false},
         {(void **)&n->ecc_errors, "nvmlDeviceGetTotalEccErrors", false},
+        {(void **)&n->count, "nvmlDeviceGetCount_v2", true},
+        {(void **)&n->pci, "nvmlDeviceGetPciInfo_v3", false},
+        {(void **)&n->mig_mode, "nvmlDeviceGetMigMode", false},
+        {(void **)&n->mig_count, "nvmlDeviceGetMaxMigDeviceCount", false},
+        {(void **)&n->mig_by_index, "nvmlDeviceGetMigDeviceHandleByIndex", false},
+        {(void **)&n->process_name, "nvmlSystemGetProcessName", false},
     };
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
         *wanted[i].slot = dlsym(n->library, wanted[i].name);
-        if (!*wanted[i].slot && wanted[i].needed)
-            return FAIL(ST_EUNSUPPORTED, "NVIDIA driver too old: libnvidia-ml.so.1 lacks %s", wanted[i].name);
+        if (!*wanted[i].slot && wanted[i].needed) {
+            snprintf(why, why_size, "NVIDIA driver too old: libnvidia-ml.so.1 lacks %s", wanted[i].name);
+            return false;
+        }
     }
-    return ST_OK;
+    return true;
+}
+
+/* Open and initialize the library; false with the reason. */
+static bool load(struct nvml *n, char *why, size_t why_size)
+{
+    n->library = dlopen("libnvidia-ml.so.1", RTLD_NOW | RTLD_LOCAL);
+    if (!n->library) {
+        snprintf(why, why_size, "no NVIDIA driver: %s", dlerror());
+        return false;
+    }
+    int rc = 0;
+    if (find_symbols(n, why, why_size) && (rc = n->init()) == 0)
+        return true;
+    if (rc)
+        snprintf(why, why_size, "NVIDIA driver: %s", n->error(rc));
+    dlclose(n->library);
+    return false;
 }
 
 status_t nvml_open(const char *uuid, int index, struct nvml **out)
 {
+    char         why[512];
+    status_t     st;
     struct nvml *n = calloc(1, sizeof *n);
     if (!n)
         return FAIL(ST_ENOMEM, "no host memory for NVML");
-    n->library = dlopen("libnvidia-ml.so.1", RTLD_NOW | RTLD_LOCAL);
-    if (!n->library) {
+    if (!load(n, why, sizeof why)) {
         free(n);
-        return FAIL(ST_EUNSUPPORTED, "no NVIDIA driver: %s", dlerror());
+        return FAIL(ST_EUNSUPPORTED, "%s", why);
     }
-    status_t st = find_symbols(n);
-    int      rc = st == ST_OK ? n->init() : 0;
-    if (st != ST_OK || rc != 0) {
-        if (rc != 0)
-            st = FAIL(ST_EUNSUPPORTED, "NVIDIA driver: %s", n->error(rc));
-        dlclose(n->library);
-        free(n);
-        return st;
-    }
-    rc = uuid ? n->by_uuid(uuid, &n->device) : n->by_index((unsigned)index, &n->device);
+    int rc = uuid ? n->by_uuid(uuid, &n->device) : n->by_index((unsigned)index, &n->device);
     if (rc != 0) {
         st = uuid ? FAIL(ST_EUNSUPPORTED, "NVML: device %s: %s", uuid, n->error(rc))
                   : FAIL(ST_EUNSUPPORTED, "NVML: device %d: %s", index, n->error(rc));
@@ -117,6 +146,74 @@ void nvml_close(struct nvml *n)
     n->shutdown();
     dlclose(n->library);
     free(n);
+}
+
+/* Append one device; a handle that tells no UUID is no device to measure on. */
+static int add_gpu(const struct nvml *n, void *device, int card, const char *bus_id, struct nvml_gpu *out)
+{
+    struct raw_memory memory = {0};
+    memset(out, 0, sizeof *out);
+    if (n->uuid(device, out->uuid, NVML_TEXT) != 0)
+        return 0;
+    if (n->name(device, out->name, NVML_TEXT) != 0)
+        snprintf(out->name, sizeof out->name, "unknown");
+    if (n->memory(device, &memory) == 0)
+        out->memory_bytes = memory.total;
+    snprintf(out->bus_id, sizeof out->bus_id, "%s", bus_id);
+    out->card = card;
+    return 1;
+}
+
+static bool is_divided(const struct nvml *n, void *device)
+{
+    unsigned now = 0, later = 0;
+    return n->mig_mode && n->mig_count && n->mig_by_index && n->mig_mode(device, &now, &later) == 0 && now == 1;
+}
+
+int nvml_list(struct nvml_gpu *out, int most, char *why, size_t why_size)
+{
+    struct nvml n = {0};
+    unsigned    cards = 0;
+    int         found = 0, rc;
+    if (why_size)
+        why[0] = '\0';
+    if (!load(&n, why, why_size))
+        return 0;
+    rc = n.count(&cards);
+    for (unsigned c = 0; rc == 0 && c < cards && found < most; c++) {
+        void          *card, *instance;
+        unsigned       instances = 0;
+        struct raw_pci pci = {.bus_id = ""};
+        if (n.by_index(c, &card) != 0)
+            continue; /* lost, or not ours to see */
+        if (!n.pci || n.pci(card, &pci) != 0)
+            pci.bus_id[0] = '\0';
+        pci.bus_id[sizeof pci.bus_id - 1] = '\0';
+        if (!is_divided(&n, card)) {
+            found += add_gpu(&n, card, (int)c, pci.bus_id, &out[found]);
+            continue;
+        }
+        if (n.mig_count(card, &instances) != 0)
+            continue;
+        for (unsigned i = 0; i < instances && found < most; i++)
+            if (n.mig_by_index(card, i, &instance) == 0)
+                found += add_gpu(&n, instance, (int)c, pci.bus_id, &out[found]);
+    }
+    if (rc != 0)
+        snprintf(why, why_size, "NVIDIA driver: %s", n.error(rc));
+    else if (!found)
+        snprintf(why, why_size, "the NVIDIA driver sees no usable GPU");
+    n.shutdown();
+    dlclose(n.library);
+    return found;
+}
+
+void nvml_process_name(const struct nvml *n, unsigned pid, char *out, unsigned size)
+{
+    out[0] = '\0';
+    if (!n->process_name || n->process_name(pid, out, size) != 0)
+        out[0] = '\0';
+    out[size - 1] = '\0';
 }
 
 void nvml_identity(const struct nvml *n, struct nvml_identity *out)

@@ -41,14 +41,29 @@ struct nvml_process {
     uint64_t bytes; /* NVML_UNKNOWN in many containers */
 };
 
+/* A device that a process can compute on: a whole GPU, or an instance of one that is divided (MIG). */
+struct nvml_gpu {
+    char     name[NVML_TEXT], uuid[NVML_TEXT]; /* "GPU-…" or "MIG-…"                                    */
+    char     bus_id[32];                       /* PCI address of the card, "" when unknown              */
+    uint64_t memory_bytes;                     /* 0 when unknown                                        */
+    int      card;                             /* position of its card among all cards, in PCI order    */
+};
+
 /* uuid "GPU-…", or NULL for device `index`. ST_EUNSUPPORTED with the reason where there is no driver or no such device. */
 status_t nvml_open(const char *uuid, int index, struct nvml **out);
 void     nvml_close(struct nvml *n); /* NULL is accepted */
+
+/* What the driver shows to this process, in PCI order: at most `most` are written, their number is returned. A divided
+ * card stands there as its instances. 0 with the reason in why when there is none; logs nothing. */
+int nvml_list(struct nvml_gpu *out, int most, char *why, size_t why_size);
 
 void nvml_identity(const struct nvml *n, struct nvml_identity *out);
 void nvml_memory(const struct nvml *n, struct nvml_memory *out); /* about 20 us; at most every 10 ms    */
 void nvml_state(const struct nvml *n, struct nvml_state *out);   /* slower: at most every 100 ms        */
 /* Compute processes on the device; returns how many there are (at most `most` are written), −1 when it cannot be told. */
 int nvml_processes(const struct nvml *n, struct nvml_process *out, int most);
+
+/* Name of a process's program as the driver knows it, "" when it does not tell. */
+void nvml_process_name(const struct nvml *n, unsigned pid, char *out, unsigned size);
 
 #endif

@@ -24,7 +24,7 @@ status_t backend_find(const char *name, const struct backend_ops **out)
 #endif
         return FAIL(ST_EUNSUPPORTED, "device \"cuda\": this qsweep was built without CUDA; use --device cpu");
     }
-    return FAIL(ST_EUSAGE, "device \"%s\": want cpu, cpu_ref, cuda or cuda:INDEX", name);
+    return FAIL(ST_EUSAGE, "device \"%s\": want cpu, cpu_ref, cuda, cuda:INDEX or cuda:UUID", name);
 }
 
 status_t backend_open(const char *device, const struct backend_options *options, struct backend **out)
@@ -33,12 +33,18 @@ status_t backend_open(const char *device, const struct backend_options *options,
     const struct backend_ops   *ops   = NULL;
     const char                 *colon = strchr(device, ':');
     if (colon) {
-        char *end;
-        long  index = strtol(colon + 1, &end, 10);
-        if (strncmp(device, "cuda:", 5) != 0 || colon[1] < '0' || colon[1] > '9' || *end || index > 1023)
-            return FAIL(ST_EUSAGE, "device \"%s\": want cpu, cpu_ref, cuda or cuda:INDEX", device);
-        o.device = (int)index;
-        device   = "cuda";
+        char       *end;
+        const char *which = colon + 1;
+        long        index = strtol(which, &end, 10);
+        bool        uuid  = strncmp(which, "GPU-", 4) == 0 || strncmp(which, "MIG-", 4) == 0;
+        if (strncmp(device, "cuda:", 5) != 0 || (uuid && strlen(which) >= sizeof o.uuid) ||
+            (!uuid && (*which < '0' || *which > '9' || *end || index > 1023)))
+            return FAIL(ST_EUSAGE, "device \"%s\": want cpu, cpu_ref, cuda, cuda:INDEX or cuda:UUID", device);
+        if (uuid)
+            strcpy(o.uuid, which);
+        else
+            o.device = (int)index;
+        device = "cuda";
     }
     TRY(backend_find(device, &ops));
     return ops->open(&o, out);

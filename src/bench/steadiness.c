@@ -8,10 +8,6 @@
 
 const double OUTLIER_Z = 10, DRIFT_P = 0.01, DRIFT_CHANGE = 0.01, CLOCK_OFF = 0.02;
 
-/* NVML's clock event reasons that mean a limit was hit: SW power cap, HW slowdown, SW thermal, HW thermal, HW power brake.
- * Idle, application clocks, sync boost and display settings are no disturbance. */
-static const uint64_t THROTTLE = 0x4 | 0x8 | 0x20 | 0x40 | 0x80;
-
 enum { TREND_MIN = 8, TREND_MAX = 1000 }; /* samples of a process; the slopes of more are taken from every k-th */
 
 struct point {
@@ -111,7 +107,7 @@ static void look_at_clocks(const struct result *r, double *scratch, struct stead
 {
     size_t n = 0;
     for (size_t i = 0; i < r->n_samples; i++) {
-        out->throttled += (r->samples[i].throttle & THROTTLE) != 0;
+        out->throttled += (r->samples[i].throttle & THROTTLE_REASONS) != 0;
         if (r->samples[i].sm_clock_mhz > 0)
             scratch[n++] = r->samples[i].sm_clock_mhz;
     }

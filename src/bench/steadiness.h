@@ -14,6 +14,10 @@ extern const double DRIFT_P, DRIFT_CHANGE;
 /* Clocks this far from the cell's median are noted. */
 extern const double CLOCK_OFF;
 
+/* NVML's clock event reasons that mean a limit was hit: SW power cap, HW slowdown, SW thermal, HW thermal, HW power brake.
+ * Idle, application clocks, sync boost and display settings are no disturbance. */
+enum { THROTTLE_REASONS = 0x4 | 0x8 | 0x20 | 0x40 | 0x80 };
+
 struct steadiness {
     size_t n;          /* samples looked at                                                                     */
     size_t outliers;

@@ -1,6 +1,7 @@
 #include "bench/summary.h"
 
 #include "bench/stats.h"
+#include "bench/steadiness.h"
 
 #include <assert.h>
 #include <inttypes.h>
@@ -315,15 +316,20 @@ static int64_t count_errors(const struct result *r, int64_t with_audio)
     return tried - with_audio;
 }
 
-static void explain(struct summary_row *out)
+static void explain(const struct result *r, struct summary_row *out)
 {
     static const struct {
         const char *name;
         double      q;
     } percentiles[] = {{"p50", 0.50}, {"p95", 0.95}, {"p99", 0.99}};
-    size_t at = 0;
+    size_t at = 0, throttled = 0;
     if (out->n_samples == 0)
         return;
+    for (size_t i = 0; i < r->n_samples; i++)
+        throttled += (r->samples[i].throttle & THROTTLE_REASONS) != 0;
+    if (throttled)
+        at = (size_t)snprintf(out->notes, sizeof out->notes, "%zu of %zu samples were throttled by a power or thermal limit",
+                              throttled, r->n_samples);
     for (size_t i = 0; i < sizeof percentiles / sizeof *percentiles; i++) {
         size_t needs = stats_quantile_needs(percentiles[i].q);
         if ((size_t)out->n_samples < needs && at < sizeof out->notes)
@@ -393,6 +399,6 @@ status_t summary_from_result(const struct result *r, struct summary_row *out)
     out->total_s = r->total_s;
     out->nucleus = r->nucleus;
     out->errors = count_errors(r, out->n_samples);
-    explain(out);
+    explain(r, out);
     return ST_OK;
 }

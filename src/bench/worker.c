@@ -96,13 +96,13 @@ static void tell_fact(void *ctx, const char *key, const char *value)
 }
 
 /* The backend told which card it runs on: from now on the trace reads its memory, clocks and power. */
-static void watch_gpu(struct measurement *m)
+static status_t watch_gpu(struct measurement *m)
 {
-    for (size_t i = 0; i < m->result->n_facts; i++)
-        if (strcmp(m->result->facts[i].key, "gpu_uuid") == 0)
-            m->gpu = gpu_watch_open(m->result->facts[i].value);
-    if (m->gpu)
-        trace_set_source(m->trace, gpu_watch_source(m->gpu));
+    const char *uuid = result_fact(m->result, "gpu_uuid");
+    if (m->work->cell.device_class != DEVICE_CUDA || !uuid || !(m->gpu = gpu_watch_open(uuid)))
+        return ST_OK;
+    trace_set_source(m->trace, gpu_watch_source(m->gpu));
+    return gpu_watch_facts(m->gpu, m->result); /* and again at the end: a cell that does not fit has them too */
 }
 
 static status_t load(struct measurement *m)
@@ -112,7 +112,7 @@ static status_t load(struct measurement *m)
     const struct backend_ops *ops = backend_ops_of(m->session.backend);
     if (ops->describe)
         ops->describe(m->session.backend, tell_fact, m->result);
-    watch_gpu(m);
+    TRY(watch_gpu(m));
     trace_watch(m->trace, backend_memory(m->session.backend));
     trace_phase(m->trace, PHASE_LOAD);
     m->load_ns = clock_ns();
@@ -240,7 +240,9 @@ static status_t measure_samples(struct measurement *m, struct latencies *l, int 
              .seed = cell->sampling.seed,
              .order = i - first,
         };
+        gpu_watch_begin(m->gpu);
         TRY(one_request(m, &request, &sample));
+        gpu_watch_end(m->gpu, &sample);
         steps += sample.steps;
         m->result->step_bytes = steps > 0 ? m->step_bytes_sum / steps : NAN;
         TRY(result_add_sample(m->result, &sample, m->session.step_ms));
@@ -284,7 +286,8 @@ static status_t measure_all(struct measurement *m)
     if (st == ST_OK)
         st = measure(m);
     note_peaks(m);
-    return st;
+    status_t told = gpu_watch_facts(m->gpu, m->result);
+    return st == ST_OK ? told : st;
 }
 
 /* Quality, after the trace has ended. What was measured stands even where two models do not fit side by side: the cell

@@ -1,11 +1,11 @@
 /* devices.c — `qsweep devices`: what this machine can measure on, and what keeps it from more. */
 #include "backend/cpu_kernels.h"
 #include "backend/cpu_topology.h"
+#include "backend/nvml.h"
 #include "cmd/command.h"
 
 #include "base/status.h"
 
-#include <dlfcn.h>
 #include <errno.h>
 #include <getopt.h>
 #include <jansson.h>
@@ -27,103 +27,18 @@ static const char help_text[] =
     "  qsweep devices\n"
     "  taskset -c 0-3 qsweep devices -o json\n";
 
-enum { GPUS_MAX = 64, NAME_MAX_BYTES = 96 };
-
-struct gpu {
-    char               name[NAME_MAX_BYTES], uuid[NAME_MAX_BYTES];
-    unsigned long long memory_bytes;
-};
+enum { GPUS_MAX = 64 };
 
 struct gpus {
-    struct gpu all[GPUS_MAX];
-    int        n;
-    char       reason[512]; /* why there are none, "" otherwise */
+    struct nvml_gpu all[GPUS_MAX];
+    int             n;
+    char            reason[512]; /* why there are none, "" otherwise */
 };
-
-/* NVML through its C interface (NVIDIA, NVML API reference); opened here because most machines have no driver. */
-struct nvml_memory {
-    unsigned long long total, free, used;
-};
-struct nvml {
-    int (*init)(void);
-    int (*shutdown)(void);
-    int (*count)(unsigned *n);
-    int (*handle)(unsigned index, void **device);
-    int (*name)(void *device, char *out, unsigned size);
-    int (*uuid)(void *device, char *out, unsigned size);
-    int (*memory)(void *device, struct nvml_memory *out);
-    const char *(*error)(int code);
-};
-
-static void *symbol(void *library, const char *name, struct gpus *out)
-{
-    void *p = dlsym(library, name);
-    if (!p)
-        snprintf(out->reason, sizeof out->reason, "NVIDIA driver too old: libnvidia-ml.so.1 lacks %s", name);
-    return p;
-}
-
-static void list_gpus(const struct nvml *nvml, struct gpus *out)
-{
-    unsigned n = 0;
-    int      rc = nvml->count(&n);
-    if (rc != 0) {
-        snprintf(out->reason, sizeof out->reason, "NVIDIA driver: %s", nvml->error(rc));
-        return;
-    }
-    for (unsigned i = 0; i < n && out->n < GPUS_MAX; i++) {
-        struct gpu        *g = &out->all[out->n];
-        struct nvml_memory memory = {0, 0, 0};
-        void              *device;
-        if (nvml->handle(i, &device) != 0)
-            continue; /* a card that the driver lost is not a device to measure on */
-        if (nvml->name(device, g->name, NAME_MAX_BYTES) != 0)
-            snprintf(g->name, sizeof g->name, "unknown");
-        if (nvml->uuid(device, g->uuid, NAME_MAX_BYTES) != 0)
-            g->uuid[0] = '\0';
-        nvml->memory(device, &memory);
-        g->memory_bytes = memory.total;
-        out->n++;
-    }
-    if (out->n == 0)
-        snprintf(out->reason, sizeof out->reason, "the NVIDIA driver sees no usable GPU");
-}
 
 static void probe_gpus(struct gpus *out)
 {
     *out = (struct gpus){.n = 0};
-    void *library = dlopen("libnvidia-ml.so.1", RTLD_NOW | RTLD_LOCAL);
-    if (!library) {
-        snprintf(out->reason, sizeof out->reason, "no NVIDIA driver: %s", dlerror());
-        return;
-    }
-    struct nvml nvml;
-    const struct {
-        void      **slot;
-        const char *name;
-    } wanted[] = {
-        {(void **)&nvml.init, "nvmlInit_v2"},
-        {(void **)&nvml.shutdown, "nvmlShutdown"},
-        {(void **)&nvml.count, "nvmlDeviceGetCount_v2"},
-        {(void **)&nvml.handle, "nvmlDeviceGetHandleByIndex_v2"},
-        {(void **)&nvml.name, "nvmlDeviceGetName"},
-        {(void **)&nvml.uuid, "nvmlDeviceGetUUID"},
-        {(void **)&nvml.memory, "nvmlDeviceGetMemoryInfo"},
-        {(void **)&nvml.error, "nvmlErrorString"},
-    };
-    bool complete = true;
-    for (size_t i = 0; i < sizeof wanted / sizeof *wanted && complete; i++)
-        complete = (*wanted[i].slot = symbol(library, wanted[i].name, out)) != NULL;
-    if (complete) {
-        const int rc = nvml.init();
-        if (rc != 0)
-            snprintf(out->reason, sizeof out->reason, "NVIDIA driver: %s", nvml.error(rc));
-        else {
-            list_gpus(&nvml, out);
-            nvml.shutdown();
-        }
-    }
-    dlclose(library);
+    out->n = nvml_list(out->all, GPUS_MAX, out->reason, sizeof out->reason);
 }
 
 static const char *const kernel_names[] = {"avx512", "avx2", "portable"};
