@@ -33,6 +33,7 @@ struct command {
     X(export) \
     X(devices) \
     X(bench) \
+    X(stage) \
     X(cell)
 
 #define X(name) extern const struct command command_##name;

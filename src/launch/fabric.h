@@ -16,6 +16,7 @@ enum { FABRIC_MESSAGE_MAX = 1024 }; /* bytes of one small message */
 struct fabric_info {
     int  rank, size;             /* in the whole group                        */
     int  local_rank, local_size; /* among the ranks of this host              */
+    int  host_index, n_hosts;    /* hosts are numbered by their lowest ranks  */
     char host[64];
 };
 
@@ -29,6 +30,9 @@ status_t       fabric_broadcast(void *data, size_t bytes, int root);
 /* recv [size·bytes] on root only (NULL elsewhere). */
 status_t       fabric_gather(const void *send, size_t bytes, void *recv, int root);
 status_t       fabric_all_gather(const void *send, size_t bytes, void *recv);
+/* The same among the ranks with local_rank 0, one a host, addressed by host_index; no other rank may call them. */
+status_t fabric_hosts_broadcast(void *data, size_t bytes, int root_host);
+status_t fabric_hosts_all_gather(const void *send, size_t bytes, void *recv);
 /* Small messages (≤ FABRIC_MESSAGE_MAX), for progress and dynamic hand-out. A send never blocks: it is copied and goes
  * when it can; fabric_close waits at most two seconds for those still under way. A rank may send to itself. */
 status_t       fabric_send(const void *data, size_t bytes, int to, int tag);

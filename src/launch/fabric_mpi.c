@@ -31,6 +31,7 @@ struct outgoing {
 };
 static struct outgoing *outgoing;
 static bool             is_open;
+static MPI_Comm         hosts = MPI_COMM_NULL; /* the first rank of every host; null on the others */
 static char             version[MPI_MAX_LIBRARY_VERSION_STRING];
 
 /* Sleeps grow from 50 µs to 2 ms: a reply that is nearly there comes at once, a long wait costs nothing. */
@@ -64,6 +65,16 @@ status_t fabric_open(int *argc, char ***argv, struct fabric_info *out)
     TRY(MPI_DO(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, info.rank, MPI_INFO_NULL, &host)));
     TRY(MPI_DO(MPI_Comm_rank(host, &info.local_rank)));
     TRY(MPI_DO(MPI_Comm_size(host, &info.local_size)));
+    TRY(MPI_DO(MPI_Comm_split(MPI_COMM_WORLD, info.local_rank == 0 ? 0 : MPI_UNDEFINED, info.rank, &hosts)));
+    int place[2] = {0, 0};
+    if (hosts != MPI_COMM_NULL) {
+        TRY(MPI_DO(MPI_Comm_set_errhandler(hosts, MPI_ERRORS_RETURN)));
+        TRY(MPI_DO(MPI_Comm_rank(hosts, &place[0])));
+        TRY(MPI_DO(MPI_Comm_size(hosts, &place[1])));
+    }
+    TRY(MPI_DO(MPI_Bcast(place, 2, MPI_INT, 0, host)));
+    info.host_index = place[0];
+    info.n_hosts = place[1];
     TRY(MPI_DO(MPI_Comm_free(&host)));
     gethostname(info.host, sizeof info.host - 1);
     int n = 0;
@@ -118,21 +129,46 @@ status_t fabric_barrier(void)
 }
 
 /* MPI counts are int: large data go in pieces of 1 GiB. */
-status_t fabric_broadcast(void *data, size_t bytes, int root)
+static status_t broadcast(void *data, size_t bytes, int root, MPI_Comm comm)
 {
     const size_t piece = (size_t)1 << 30;
     for (size_t at = 0; at < bytes; at += piece) {
         size_t      n = bytes - at < piece ? bytes - at : piece;
         MPI_Request request;
-        TRY(MPI_DO(MPI_Ibcast((char *)data + at, (int)n, MPI_BYTE, root, MPI_COMM_WORLD, &request)));
+        TRY(MPI_DO(MPI_Ibcast((char *)data + at, (int)n, MPI_BYTE, root, comm, &request)));
         TRY(finish(&request));
     }
     return ST_OK;
 }
 
+status_t fabric_broadcast(void *data, size_t bytes, int root)
+{
+    return broadcast(data, bytes, root, MPI_COMM_WORLD);
+}
+
 static status_t check_count(size_t bytes)
 {
     return bytes <= INT_MAX ? ST_OK : FAIL(ST_EINTERNAL, "%zu bytes a rank are too many for one gather", bytes);
+}
+
+static status_t check_leader(void)
+{
+    return hosts != MPI_COMM_NULL ? ST_OK : FAIL(ST_EINTERNAL, "a rank that is not its host's first talks for it");
+}
+
+status_t fabric_hosts_broadcast(void *data, size_t bytes, int root_host)
+{
+    TRY(check_leader());
+    return broadcast(data, bytes, root_host, hosts);
+}
+
+status_t fabric_hosts_all_gather(const void *send, size_t bytes, void *recv)
+{
+    TRY(check_leader());
+    TRY(check_count(bytes));
+    MPI_Request request;
+    TRY(MPI_DO(MPI_Iallgather(send, (int)bytes, MPI_BYTE, recv, (int)bytes, MPI_BYTE, hosts, &request)));
+    return finish(&request);
 }
 
 status_t fabric_gather(const void *send, size_t bytes, void *recv, int root)

@@ -17,7 +17,7 @@ status_t fabric_open(int *argc, char ***argv, struct fabric_info *out)
 {
     (void)argc;
     (void)argv;
-    *out = (struct fabric_info){.size = 1, .local_size = 1};
+    *out = (struct fabric_info){.size = 1, .local_size = 1, .n_hosts = 1};
     gethostname(out->host, sizeof out->host - 1);
     return ST_OK;
 }
@@ -67,6 +67,16 @@ status_t fabric_all_gather(const void *send, size_t bytes, void *recv)
     if (bytes)
         memcpy(recv, send, bytes);
     return ST_OK;
+}
+
+status_t fabric_hosts_broadcast(void *data, size_t bytes, int root_host)
+{
+    return fabric_broadcast(data, bytes, root_host);
+}
+
+status_t fabric_hosts_all_gather(const void *send, size_t bytes, void *recv)
+{
+    return fabric_all_gather(send, bytes, recv);
 }
 
 status_t fabric_send(const void *data, size_t bytes, int to, int tag)

@@ -37,6 +37,7 @@ struct launcher {
     struct seat          seat;
     struct prepared      prepared;
     struct spawner      *spawner;
+    struct staging      *staging;    /* NULL: cells read the shared files themselves */
     struct rank         *rank;
     struct progress     *progress;   /* rank 0 */
     struct dispatcher   *dispatcher; /* rank 0, dynamic */
@@ -307,7 +308,8 @@ static status_t begin(struct launcher *l)
 {
     int32_t *rank_of = NULL;
     TRY(seat_find(&l->me, l->prepared.plan->options.parallel, &l->seat));
-    TRY(rank_open(l->launch, &l->prepared, &l->seat, l->spawner, on_event, l, &l->rank));
+    TRY(staging_open(&l->prepared, &l->seat, l->spawner, &got_term, &l->staging));
+    TRY(rank_open(l->launch, &l->prepared, &l->seat, l->staging, l->spawner, on_event, l, &l->rank));
     status_t st = hand_out(l, &rank_of);
     if (st == ST_OK)
         st = take_share(l, rank_of);
@@ -434,6 +436,7 @@ static void close_all(struct launcher *l)
     progress_close(l->progress);
     dispatcher_close(l->dispatcher);
     rank_close(l->rank);
+    staging_close(l->staging);
     prepared_free(&l->prepared);
 }
 

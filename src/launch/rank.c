@@ -48,6 +48,7 @@ struct rank {
     const struct launch   *launch;
     const struct prepared *prepared;
     const struct seat     *seat;
+    const struct staging  *staging; /* NULL: cells read the shared files themselves */
     struct spawner        *spawner;
     rank_tell              tell;
     void                  *ctx;
@@ -66,7 +67,7 @@ struct rank {
 
 /* ---- opening ---- */
 
-static status_t find_program(char *out, size_t size)
+status_t rank_program(char *out, size_t size)
 {
     char    self[4096];
     ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
@@ -111,16 +112,23 @@ static status_t collect_facts(struct rank *r)
 }
 
 status_t rank_open(const struct launch *launch, const struct prepared *prepared, const struct seat *seat,
-                   struct spawner *spawner, rank_tell tell, void *ctx, struct rank **out)
+                   const struct staging *staging, struct spawner *spawner, rank_tell tell, void *ctx, struct rank **out)
 {
     struct rank *r = calloc(1, sizeof *r);
     if (!r)
         return FAIL(ST_ENOMEM, "no memory for a rank");
     *r = (struct rank){
-        .launch = launch, .prepared = prepared, .seat = seat, .spawner = spawner, .tell = tell, .ctx = ctx};
+        .launch   = launch,
+        .prepared = prepared,
+        .seat     = seat,
+        .staging  = staging,
+        .spawner  = spawner,
+        .tell     = tell,
+        .ctx      = ctx,
+    };
     result_init(&r->facts);
     turn_init(&r->turn, prepared->run_id, 0);
-    status_t st = find_program(r->program, sizeof r->program);
+    status_t st = rank_program(r->program, sizeof r->program);
     if (st == ST_OK)
         st = collect_facts(r);
     if (st == ST_OK && !(r->settled = calloc(prepared->plan->n + 1, sizeof *r->settled)))
@@ -369,6 +377,9 @@ static status_t make_work(struct rank *r, struct run run, struct running *w)
     memset(w, 0, sizeof *w);
     w->run = run;
     TRY(cell_copy(cell, &w->work.cell));
+    const struct staged *staged = staging_find(r->staging, cell);
+    if (staged)
+        TRY(cell_set_model(&w->work.cell, staged->folder));
     if (!w->work.cell.device[0])
         snprintf(w->work.cell.device, sizeof w->work.cell.device, "%s", device_class_name(cell->device_class));
     if (w->work.cell.deadline_s <= 0)
@@ -382,6 +393,11 @@ static status_t make_work(struct rank *r, struct run run, struct running *w)
     w->work.pin = r->seat->disjoint;
     for (size_t i = 0; i < r->facts.n_facts; i++)
         TRY(work_add_fact(&w->work, r->facts.facts[i].key, r->facts.facts[i].value));
+    if (staged) {
+        TRY(work_add_fact(&w->work, "weights_share", staging_mode_name(r->staging)));
+        TRY(work_add_fact(&w->work, "weights_source", cell->model));
+        TRY(work_add_fact(&w->work, "weights_checksum", staged->checksum));
+    }
     char text[32];
     snprintf(text, sizeof text, "%zu", r->started);
     TRY(work_add_fact(&w->work, "rank_order", text));

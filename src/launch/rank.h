@@ -8,15 +8,19 @@
 #include "launch/progress.h"
 #include "launch/seat.h"
 #include "launch/spawn.h"
+#include "launch/staging.h"
 
 struct rank;
+
+/* Path of the qsweep beside this program, which every worker is. */
+status_t rank_program(char *out, size_t size);
 
 /* Told about every worker's start and end and every finished cell. */
 typedef void (*rank_tell)(void *ctx, const struct progress_event *e);
 
 /* Everything given must outlive the rank. */
 status_t rank_open(const struct launch *launch, const struct prepared *prepared, const struct seat *seat,
-                   struct spawner *spawner, rank_tell tell, void *ctx, struct rank **out);
+                   const struct staging *staging, struct spawner *spawner, rank_tell tell, void *ctx, struct rank **out);
 /* A worker that still runs is left to the spawner; NULL is accepted. */
 void     rank_close(struct rank *r);
 

@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -253,6 +254,14 @@ status_t spawner_wait(struct spawner *s, int timeout_ms, struct spawn_result *ou
     size_t size;
     TRY(receive_packet(s, timeout_ms, &size));
     return size ? unpack_done(s, size, out) : ST_OK;
+}
+
+status_t spawner_remove_at_end(struct spawner *s, const char *folder)
+{
+    struct spawn_remove m = {.kind = SPAWN_MSG_REMOVE};
+    if ((size_t)snprintf(m.folder, sizeof m.folder, "%s", folder) >= sizeof m.folder)
+        return FAIL(ST_EINTERNAL, "%.80s…: the path is too long", folder);
+    return send_packet(s, &m, sizeof m);
 }
 
 status_t spawner_drop(struct spawner *s, int job, double grace_s)

@@ -60,6 +60,8 @@ status_t spawner_start(struct spawner *s, const struct spawn_request *request, i
 status_t spawner_wait(struct spawner *s, int timeout_ms, struct spawn_result *out);
 /* End a worker: SIGTERM now, SIGKILL after grace_s (at once when 0). Its result comes with SPAWN_DROPPED. */
 status_t spawner_drop(struct spawner *s, int job, double grace_s);
+/* Remove this folder and all in it when the spawner ends, whether the launcher closes it or is killed. One folder. */
+status_t spawner_remove_at_end(struct spawner *s, const char *folder);
 /* Process id of the spawner, for messages and tests. */
 int      spawner_pid(const struct spawner *s);
 

@@ -8,7 +8,7 @@
  * the kernel's default send buffer (208 KiB). */
 enum { SPAWN_PACKET_MAX = 131072 };
 
-enum spawn_kind { SPAWN_MSG_START = 1, SPAWN_MSG_DROP, SPAWN_MSG_STARTED, SPAWN_MSG_DONE };
+enum spawn_kind { SPAWN_MSG_START = 1, SPAWN_MSG_DROP, SPAWN_MSG_STARTED, SPAWN_MSG_DONE, SPAWN_MSG_REMOVE };
 
 struct spawn_start {
     int32_t  kind, job;
@@ -21,6 +21,11 @@ struct spawn_start {
 struct spawn_drop {
     int32_t kind, job;
     int64_t grace_ns;
+};
+
+struct spawn_remove {
+    int32_t kind;
+    char    folder[4096];
 };
 
 struct spawn_started {

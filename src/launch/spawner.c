@@ -4,6 +4,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "checkpoint/companions.h"
 #include "launch/oom_kill.h"
 #include "launch/spawn_message.h"
 
@@ -46,6 +47,7 @@ struct server {
     int            socket, signal_fd;
     struct worker *workers;
     char          *packet;
+    char           remove[4096]; /* a folder to remove at the end, "" = none */
 };
 
 static void append_log(struct worker *w, const char *bytes, size_t n)
@@ -297,6 +299,13 @@ static void serve_drop(struct server *v)
             stop_worker(w, SPAWN_DROPPED, m.grace_ns);
 }
 
+static void serve_remove(struct server *v)
+{
+    struct spawn_remove m;
+    memcpy(&m, v->packet, sizeof m);
+    snprintf(v->remove, sizeof v->remove, "%.*s", (int)sizeof m.folder - 1, m.folder);
+}
+
 /* False when the launcher is gone. */
 static bool serve_socket(struct server *v)
 {
@@ -310,6 +319,8 @@ static bool serve_socket(struct server *v)
         serve_start(v, (size_t)n);
     else if (kind == SPAWN_MSG_DROP && n == (ssize_t)sizeof(struct spawn_drop))
         serve_drop(v);
+    else if (kind == SPAWN_MSG_REMOVE && n == (ssize_t)sizeof(struct spawn_remove))
+        serve_remove(v);
     else
         return false;
     return true;
@@ -425,5 +436,7 @@ _Noreturn void spawner_serve(int socket)
         keep_time(&v);
     }
     kill_all(&v);
+    if (v.remove[0])
+        companions_remove(v.remove);
     _exit(0);
 }
