@@ -378,7 +378,7 @@ static status_t copy_file(const char *from, const char *to)
 /* Take over the rows of the cells that stay; forget the tables and what does not belong there any more. */
 static status_t strip_copy(struct merge *m)
 {
-    static const char *const tables[] = {"summary", "sources", "events", "job"};
+    static const char *const tables[] = {"summary", "sources", "events", "job", "staging"};
     struct table             t = {.dset = H5I_INVALID_HID, .memory = H5I_INVALID_HID};
     struct summary_record   *rows = calloc(TABLE_PIECE, sizeof *rows);
     status_t                 st = ST_OK;
@@ -434,7 +434,7 @@ static status_t reserve(const struct merge *m)
 static status_t open_output(struct merge *m)
 {
     status_t st = ST_OK;
-    hid_t    fapl = H5I_INVALID_HID, fcpl = H5I_INVALID_HID, staging = H5I_INVALID_HID;
+    hid_t    fapl = H5I_INVALID_HID, fcpl = H5I_INVALID_HID;
     h5_begin(m->request->output, ST_EIO);
     TRY_OUT(H5_DO(fapl = H5Pcreate(H5P_FILE_ACCESS)));
 #if H5_VERSION_GE(1, 10, 7)
@@ -453,11 +453,8 @@ static status_t open_output(struct merge *m)
     TRY_OUT(H5_DO(H5Pset_userblock(fcpl, SEAL_SIZE)));
     TRY_OUT(H5_DO(m->out = H5Fcreate(m->temporary, H5F_ACC_EXCL, fcpl, fapl)));
     TRY_OUT(reserve(m));
-    TRY_OUT(h5_make_group(m->out, "cells", &m->cells));
-    TRY_OUT(h5_make_group(m->out, "staging", &staging));
-    st = h5_put_text(staging, "long_name", "how weights reached each node; empty when every cell read them itself");
+    st = h5_make_group(m->out, "cells", &m->cells);
 out:
-    h5_close(staging);
     h5_close(fcpl);
     h5_close(fapl);
     return st;
@@ -498,6 +495,7 @@ static status_t build(struct merge *m)
     TRY(write_sources(m));
     TRY(write_job(m));
     TRY(merge_events(m->out, m->request->output, &m->items));
+    TRY(merge_staging(m->out, m->request->output, &m->items));
     TRY(write_head(m));
     TRY(H5_DO(H5Fflush(m->out, H5F_SCOPE_GLOBAL)));
     h5_close(m->cells);

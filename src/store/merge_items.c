@@ -257,6 +257,8 @@ static status_t add_folder(struct item_list *l, uint32_t input, const struct swe
     TRY(keep(&in->job_text, meta ? meta->job_text : in->plan ? in->plan->job_text : NULL));
     snprintf(path, sizeof path, "%s/progress.jsonl", in->path);
     in->events = file_sum(path);
+    snprintf(path, sizeof path, "%s/staging.jsonl", in->path);
+    in->events ^= file_sum(path) * 3; /* of what /staging is made from as well */
     if (l->n == before && !meta && !in->plan)
         return FAIL(ST_EINPUT, "%s: no cell files below cells/ and no plan.json: not a results folder", in->path);
     return ST_OK;

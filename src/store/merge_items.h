@@ -64,6 +64,9 @@ void item_path(const struct item_list *l, const struct item *it, char *out, size
 /* merge_events.c: write the table /events of the file `out`, which messages call label. */
 status_t merge_events(hid_t out, const char *label, const struct item_list *l);
 
+/* merge_staging.c: the group /staging with its table of nodes. */
+status_t merge_staging(hid_t out, const char *label, const struct item_list *l);
+
 /* sweep_file.c: is a merged file as long as it was, and up to sum_limit bytes what it was? ST_EINPUT when not. */
 status_t sweep_file_check_seal(const char *path, uint64_t sum_limit);
 

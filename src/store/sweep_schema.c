@@ -144,3 +144,26 @@ static const struct table_column event_columns[] = {
 const struct table_schema event_schema = {"events", "what happened in the sweep, in the order of progress.jsonl",
                                           event_columns, sizeof event_columns / sizeof *event_columns,
                                           sizeof(struct event_record)};
+
+static const struct table_column staging_columns[] = {
+    COLUMN(staging_record, host, TABLE_TEXT, "text", "node"),
+    COLUMN(staging_record, model, TABLE_TEXT, "text", "checkpoint that was read"),
+    COLUMN(staging_record, form, TABLE_TEXT, "text", "recipe of its INT8 weights, or: as it is"),
+    COLUMN(staging_record, mode, TABLE_TEXT, "text", "shard or shared"),
+    COLUMN(staging_record, checksum, TABLE_TEXT, "text", "fingerprint of the staged checkpoint, the same on every node"),
+    COLUMN(staging_record, bytes, TABLE_UINT, "byte", "the staged file"),
+    COLUMN(staging_record, bytes_read, TABLE_UINT, "byte", "of the source, read by this node"),
+    COLUMN(staging_record, bytes_received, TABLE_UINT, "byte", "from other nodes"),
+    COLUMN(staging_record, init_s, TABLE_REAL, "s", "start of the slowest staging process, until it knew its work"),
+    COLUMN(staging_record, read_s, TABLE_REAL, "s", "reading, of the slowest process; overlaps with quantizing"),
+    COLUMN(staging_record, quantize_s, TABLE_REAL, "s", "until the slowest process had written its last byte"),
+    COLUMN(staging_record, copy_s, TABLE_REAL, "s", "between the file and the buffers of the transfer"),
+    COLUMN(staging_record, transfer_s, TABLE_REAL, "s", "in the fabric's collectives"),
+    COLUMN(staging_record, verify_s, TABLE_REAL, "s", "checksums of all parts over the node's file"),
+    COLUMN(staging_record, total_s, TABLE_REAL, "s", "from opening the source to the finished checkpoint"),
+    COLUMN(staging_record, read_gb_s, TABLE_REAL, "GB/s", "bytes_read / read_s"),
+    COLUMN(staging_record, quantize_gb_s, TABLE_REAL, "GB/s", "bytes_read / quantize_s"),
+    COLUMN(staging_record, transfer_gb_s, TABLE_REAL, "GB/s", "bytes_received / transfer_s"),
+};
+const struct table_schema staging_schema = {"nodes", "how weights reached each node", staging_columns,
+                                            sizeof staging_columns / sizeof *staging_columns, sizeof(struct staging_record)};

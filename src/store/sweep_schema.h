@@ -31,4 +31,13 @@ struct event_record {
 };
 extern const struct table_schema event_schema;
 
+/* One row a node and model of one launch: staging.jsonl. */
+struct staging_record {
+    char     host[64], model[160], form[16], mode[16], checksum[33];
+    uint64_t bytes, bytes_read, bytes_received;
+    double   init_s, read_s, quantize_s, copy_s, transfer_s, verify_s, total_s;
+    double   read_gb_s, quantize_gb_s, transfer_gb_s;
+};
+extern const struct table_schema staging_schema;
+
 #endif
