@@ -50,6 +50,9 @@ ARCHES    := $(foreach a,$(CUDA_ARCH),-gencode=arch=$(a:sm_%=compute_%),code=$(a
              -gencode=arch=$(patsubst sm_%,compute_%,$(patsubst %a,%,$(lastword $(CUDA_ARCH)))),code=$(patsubst sm_%,compute_%,$(patsubst %a,%,$(lastword $(CUDA_ARCH))))
 NVFLAGS   ?= -O3 -lineinfo
 $(BUILD)/src/backend/%.o: EXTRA += -DHAVE_CUDA -I$(CUDA_HOME)/include
+# `qsweep doctor` says which cards and drivers this program is for.
+CUDA_VERSION := $(shell sed -n 's/^.define CUDA_VERSION \([0-9]*\)0\([0-9]\)0$$/\1.\2/p' $(CUDA_HOME)/include/cuda.h 2>/dev/null)
+$(BUILD)/src/cmd/checkup_gpu.c.o: EXTRA += -DQSWEEP_CUDA_ARCH='"$(CUDA_ARCH)"' -DQSWEEP_CUDA_VERSION='"$(CUDA_VERSION)"'
 endif
 
 FABRIC_SOLO := $(patsubst %,$(BUILD)/%.o,$(wildcard src/launch/fabric_solo.c))

@@ -49,6 +49,8 @@ struct nvml {
     int (*throttle)(void *, unsigned long long *);
     int (*energy)(void *, unsigned long long *);
     int (*ecc_mode)(void *, int *, int *);
+    int (*capability)(void *, int *, int *);
+    int (*cuda_version)(int *);
     int (*ecc_errors)(void *, int, int, unsigned long long *);
     int (*count)(unsigned *);
     int (*pci)(void *, struct raw_pci *);
@@ -82,6 +84,8 @@ static bool find_symbols(struct nvml *n, char *why, size_t why_size)
         {(void **)&n->throttle, "nvmlDeviceGetCurrentClocksThrottleReasons", false},
         {(void **)&n->energy, "nvmlDeviceGetTotalEnergyConsumption", false},
         {(void **)&n->ecc_mode, "nvmlDeviceGetEccMode", false},
+        {(void **)&n->capability, "nvmlDeviceGetCudaComputeCapability", false},
+        {(void **)&n->cuda_version, "nvmlSystemGetCudaDriverVersion_v2", false},
         {(void **)&n->ecc_errors, "nvmlDeviceGetTotalEccErrors", false},
         {(void **)&n->count, "nvmlDeviceGetCount_v2", true},
         {(void **)&n->pci, "nvmlDeviceGetPciInfo_v3", false},
@@ -226,6 +230,9 @@ void nvml_identity(const struct nvml *n, struct nvml_identity *out)
         out->uuid[0] = '\0';
     if (n->driver(out->driver, NVML_TEXT) != 0)
         snprintf(out->driver, sizeof out->driver, "unknown");
+    int major = 0, minor = 0, version = 0;
+    out->capability   = n->capability && n->capability(n->device, &major, &minor) == 0 ? major * 10 + minor : -1;
+    out->cuda_version = n->cuda_version && n->cuda_version(&version) == 0 ? version : -1;
     out->ecc = n->ecc_mode && n->ecc_mode(n->device, &now, &later) == 0 ? now != 0 : -1;
 }
 

@@ -17,7 +17,9 @@ enum { NVML_TEXT = 96 };
 /* What does not change while a worker runs. */
 struct nvml_identity {
     char name[NVML_TEXT], uuid[NVML_TEXT], driver[NVML_TEXT];
-    int  ecc; /* 1 on, 0 off, −1 unknown */
+    int  ecc;          /* 1 on, 0 off, −1 unknown                                              */
+    int  capability;   /* 90 = sm_90, −1 unknown                                               */
+    int  cuda_version; /* the latest that the driver speaks, 13000 = 13.0 (−1 unknown)         */
 };
 
 /* Bytes as the driver counts them. v1 counts its own reservation as used, v2 apart; a field that could not be read is

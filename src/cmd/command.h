@@ -32,6 +32,7 @@ struct command {
     X(compare) \
     X(export) \
     X(devices) \
+    X(doctor) \
     X(bench) \
     X(stage) \
     X(cell)
