@@ -28,7 +28,7 @@ H5_CFLAGS := $(if $(H5_PC),$(shell $(PKG) --cflags $(H5_PC) 2>/dev/null))
 H5_LIBDIR := $(patsubst -L%,%,$(firstword $(if $(H5_PC),$(shell $(PKG) --libs-only-L $(H5_PC) 2>/dev/null))))
 
 # $(call lib,pkg,archive): the archive itself when static linking is wanted and possible, else pkg-config's flags.
-archive = $(firstword $(wildcard $(addsuffix /$(1),$(shell $(PKG) --variable=libdir $(2) 2>/dev/null) /usr/lib/$(shell $(CC) -print-multiarch) /usr/lib)))
+archive = $(firstword $(wildcard $(addsuffix /$(1),$(shell $(PKG) --variable=libdir $(2) 2>/dev/null) /usr/lib/$(shell $(CC) -print-multiarch 2>/dev/null) /usr/lib)))
 lib     = $(if $(and $(filter 1,$(STATIC)),$(call archive,$(2),$(1))),$(call archive,$(2),$(1)),$(shell $(PKG) --libs $(1) 2>/dev/null))
 LIBS   := $(if $(and $(filter 1,$(STATIC)),$(wildcard $(H5_LIBDIR)/libhdf5.a)),$(H5_LIBDIR)/libhdf5.a $(call archive,libsz.a,zlib) $(call archive,libaec.a,zlib) $(call archive,libz.a,zlib),$(shell $(PKG) --libs $(H5_PC) 2>/dev/null) -lz) \
           $(call lib,jansson,libjansson.a) $(call lib,yaml-0.1,libyaml.a) $(call lib,libpcre2-8,libpcre2-8.a) \
