@@ -163,6 +163,20 @@ def memory_figure(cells: list[tuple[str, Cell]]) -> str:
     return Figure("Memory by class at its peak", "Bytes of our own allocator by class.", "MB", "").stacked_bars(rows)
 
 
+def quality_tables(cells: list[tuple[str, Cell]]) -> list[dict]:
+    """Teacher-forced quality of each cell that measured it, a row a codebook."""
+    tables = []
+    for name, cell in cells:
+        frame = cell.quality
+        if frame.empty or "kl_mean" not in frame:
+            continue
+        columns = [("kl_mean", "KL mean, nat"), ("kl_p99", "KL p99"), ("top1", "top-1 agreement"), ("rms_dp", "RMS Δp"), ("nll", "NLL"), ("nll_ref", "NLL of the reference")]
+        columns = [(key, label) for key, label in columns if key in frame]
+        rows = [{"head": "semantic" if int(r["codebook"]) == 0 else f"codebook {int(r['codebook'])}", "values": [number(float(r[key])) for key, _ in columns]} for _, r in frame.iterrows()]
+        tables.append({"name": name, "labels": [label for _, label in columns], "rows": rows})
+    return tables
+
+
 def context_figure(summary: pd.DataFrame) -> str:
     rows = summary[(summary["status"] == "ok")]
     series = []
@@ -233,7 +247,7 @@ def build(path: Path, output: Path, a_name: str, b_name: str) -> None:
         page = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).resolve().parent / "templates"), autoescape=True, undefined=jinja2.StrictUndefined).get_template("report.html").render(
             comparison=comparison, axes=axes, table=table, failures=failures, figures=[f for f in figures if f], provenance=provenance,
             configuration=configuration_rows(configuration), source=path.name, attrs=sweep.attrs, job=sweep.job, counts=summary["status"].value_counts().to_dict(),
-            fits=fits([row for _, row, _ in chosen]), fit_names=[p.upper() for p, _, _ in chosen], synthetic=is_synthetic(configuration))
+            fits=fits([row for _, row, _ in chosen]), fit_names=[p.upper() for p, _, _ in chosen], synthetic=is_synthetic(configuration), quality=quality_tables(cells))
     temporary = output.with_name(output.name + f".tmp{os.getpid()}")
     temporary.write_text(page, encoding="utf-8")
     os.replace(temporary, output)
