@@ -89,6 +89,41 @@ def cable(box):
           again.rc == 0 and statuses(out) == ["ok"] * 24 and kept(before, out), again.err)
 
 
+def staged_rows(out):
+    import h5py
+    with h5py.File(out + "/sweep.h5", "r") as f:
+        table = f["staging/nodes"][...]
+    return [{n: row[n].decode() if isinstance(row[n], bytes) else row[n] for n in table.dtype.names} for row in table]
+
+
+def codes(out):
+    import h5py
+    with h5py.File(out + "/sweep.h5", "r") as f:
+        return {name: list(cell["samples/codes_hash"][...]) for name, cell in f["cells"].items()}
+
+
+def staging(box):
+    """Weights between hosts: host2 gets them over the cable, part by part or whole, and has what host1 has."""
+    plain = box.run(box.job("{precision: [bf16, int8], context: [0, 4]}"), "--set", "weights.share=none")
+    checksums = set()
+    for mode, share in (("shared", 1), ("shard", 0.5), ("auto", 0.5)):
+        job, out = box.job("{precision: [bf16, int8], context: [0, 4]}"), box.output()
+        run = start(box, job, out, "--set", "weights.share=" + mode).wait(90)
+        if not check("two hosts with weights.share=%s: the codes of one host that reads the model's own files" % mode,
+                     run.rc == 0 and codes(out) == codes(plain.output), run.err):
+            continue
+        table = staged_rows(out)
+        checksums |= {(row["form"], row["checksum"]) for row in table}
+        here, there = ([row for row in table if row["host"] == name] for name in ("host1", "host2"))
+        check("both hosts tell how they got the two forms (%s)" % mode, len(here) == len(there) == 2 and all(
+            row["mode"] == ("shard" if mode == "auto" else mode) for row in table), table)
+        close = lambda row, want: abs(row["bytes_received"] / row["bytes"] - want) < 0.01
+        check("host2 received %s of every file over the cable (%s)" % ("all" if share == 1 else "half", mode),
+              all(close(row, share) and row["transfer_s"] > 0 for row in there)
+              and all(close(row, 0 if share == 1 else 0.5) for row in here), table)
+    check("one checksum a form on both hosts, whatever way", len(checksums) == 2, checksums)
+
+
 SENTENCE = "mpirun over two hosts: every cell ok"
 if namespace.inside():
     up = tool("up", "2")
@@ -97,6 +132,7 @@ if namespace.inside():
     else:
         with Sandbox() as box:
             both_hosts(box)
+            staging(box)
             host_dies(box)
             cable(box)
     done()
