@@ -168,6 +168,9 @@ bench: all ## share of the memory bandwidth that decoding reaches: CHECKPOINT=DI
 	@$(BUILD)/qsweep bench --checkpoint $(or $(CHECKPOINT),$(BUILD)/checkpoints/s1-mini) $(BENCH)
 
 BENCH_CKPT ?= $(BUILD)/checkpoints/s1-mini-codec
+bench-fleet: all $(BUILD)/tests/flow/make_results ## planning, merging 10,000 files, 64 ranks, 4,096 on paper
+	@QSWEEP_BUILD=$(BUILD) /usr/bin/python3 tests/bench/fleet.py
+
 bench-codec: all ## the codec alone: DEVICE=cpu|cuda, published shape, 215 frames
 	@[ -e $(BENCH_CKPT)/codec.pth ] || $(BUILD)/qsweep synth $(BENCH_CKPT) --shape s1-mini --seed 1 --codec
 	@$(BUILD)/qsweep codec bench $(BENCH_CKPT) --device $(or $(DEVICE),cpu) $(if $(filter cuda%,$(DEVICE)),--chunk 108 --runs 20,--runs 3)
@@ -204,7 +207,7 @@ clean: ## remove the build folder
 	rm -rf $(BUILD)
 help: ## list these targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-.PHONY: bench-codec fuzz fuzz-build fuzz-programs all bench compare unit test test-programs asan tsan cov clean help FORCE
+.PHONY: bench-fleet bench-codec fuzz fuzz-build fuzz-programs all bench compare unit test test-programs asan tsan cov clean help FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
