@@ -39,11 +39,12 @@ static __device__ __forceinline__ uint4 load_weights(const void *p)
     return v;
 }
 
-/* Activations come from other SMs' kernels: read from L2, never from a line this SM's L1 may hold from before. */
+/* Activations and state: volatile, so that they stay where they are written, but ordinary loads; gpu-scope ones cost a
+ * frame 1 %. Coherent after pdl_wait() with all that the kernels before wrote. */
 static __device__ __forceinline__ uint4 load_l2_16(const void *p)
 {
     uint4 v;
-    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+    asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "l"(p)
                  : "memory");
@@ -52,13 +53,13 @@ static __device__ __forceinline__ uint4 load_l2_16(const void *p)
 static __device__ __forceinline__ uint2 load_l2_8(const void *p)
 {
     uint2 v;
-    asm volatile("ld.relaxed.gpu.global.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p) : "memory");
+    asm volatile("ld.global.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p) : "memory");
     return v;
 }
 static __device__ __forceinline__ uint32_t load_l2_4(const void *p)
 {
     uint32_t v;
-    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    asm volatile("ld.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
     return v;
 }
 static __device__ __forceinline__ float load_l2_f32(const float *p)
@@ -68,7 +69,7 @@ static __device__ __forceinline__ float load_l2_f32(const float *p)
 static __device__ __forceinline__ uint16_t load_l2_2(const void *p)
 {
     uint16_t v;
-    asm volatile("ld.relaxed.gpu.global.u16 %0, [%1];" : "=h"(v) : "l"(p) : "memory");
+    asm volatile("ld.global.u16 %0, [%1];" : "=h"(v) : "l"(p) : "memory");
     return v;
 }
 static __device__ __forceinline__ float load_l2_bf16(const __nv_bfloat16 *p)

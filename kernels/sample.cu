@@ -409,6 +409,7 @@ sample_kernel(const struct sample_model m, const struct sample_call call)
             if (cut.kept > 1) {
                 const float tau = temperature > 1e-5f ? temperature : 1e-5f, top = SAMPLER_DIV(top_z, tau);
                 uint32_t    score = 0, at = ~0u, rough = 0, unused_at = 0;
+                float       rough_of[PER ? PER : 1];
                 auto        weight = [&](int i, float z) { /* 0: not kept, or cannot win (the best has 1) */
                     const uint32_t key = sampler_key(z);
                     return key < cut.key || (key == cut.key && i > cut.boundary)
@@ -417,19 +418,21 @@ sample_kernel(const struct sample_model m, const struct sample_call call)
                 /* Rough scores first; the exact one, whose noise takes FP64, only for those that can be the largest. */
                 c.each([&](int i, float z, int slot) {
                     const float e = weight(i, z);
-                    if (e > 0.0f)
-                        rough = max(rough, sampler_bits(__fdividef(e, rough_exponential(PER && draw == 0 ? early[slot]
-                                                                                                         : noise(i, draw)))));
+                    rough_of[slot] = 0.0f;
+                    if (e > 0.0f) {
+                        rough_of[slot] = __fdividef(e, rough_exponential(PER && draw == 0 ? early[slot] : noise(i, draw)));
+                        rough          = max(rough, sampler_bits(rough_of[slot]));
+                    }
                 });
                 block_best(&rough, &unused_at, &s);
                 const float bar = sampler_float(rough) * 0.99f;
                 c.each([&](int i, float z, int slot) {
+                    if (PER && !(rough_of[slot] >= bar && rough_of[slot] > 0.0f))
+                        return;
                     const float e = weight(i, z);
                     if (!(e > 0.0f))
                         return;
                     const uint32_t word = PER && draw == 0 ? early[slot] : noise(i, draw);
-                    if (__fdividef(e, rough_exponential(word)) < bar)
-                        return;
                     const uint32_t v = sampler_bits(SAMPLER_DIV(e, sampler_exponential(word)));
                     if (at == ~0u || v > score)
                         score = v, at = (uint32_t)i;
