@@ -35,6 +35,7 @@ LIBS   := $(if $(and $(filter 1,$(STATIC)),$(wildcard $(H5_LIBDIR)/libhdf5.a)),$
           $(call lib,libxxhash,libxxhash.a) $(call lib,nettle,libnettle.a) \
           -ldl -lm -lpthread
 
+comma    := ,
 SRC      := $(sort $(shell find src -name '*.c'))
 CUDA_SRC := $(filter src/backend/cuda%.c src/backend/peer.c,$(SRC))
 LIB_SRC  := $(filter-out src/main.c src/launch/fabric_mpi.c src/launch/fabric_solo.c $(CUDA_SRC),$(SRC))
@@ -49,10 +50,16 @@ CUDA_LIBS := $(if $(CUDA_OBJ),-L$(CUDA_HOME)/lib64 -lcudart_static -lrt -ldl -lp
 ARCHES    := $(foreach a,$(CUDA_ARCH),-gencode=arch=$(a:sm_%=compute_%),code=$(a)) \
              -gencode=arch=$(patsubst sm_%,compute_%,$(patsubst %a,%,$(lastword $(CUDA_ARCH)))),code=$(patsubst sm_%,compute_%,$(patsubst %a,%,$(lastword $(CUDA_ARCH))))
 NVFLAGS   ?= -O3 -lineinfo
+# The codec's convolutions have a second form for warp groups (wgmma), which only the architecture's own variant has.
+ifneq ($(filter sm_90,$(CUDA_ARCH)),)
+$(BUILD)/kernels/codec_conv.cu.o: ARCHES := $(subst compute_90$(comma)code=sm_90,compute_90a$(comma)code=sm_90a,$(ARCHES))
+$(BUILD)/kernels/codec_conv.cu.o: NVFLAGS += -DCODEC_WGMMA
+endif
 $(BUILD)/src/backend/%.o: EXTRA += -DHAVE_CUDA -I$(CUDA_HOME)/include
 # `qsweep doctor` says which cards and drivers this program is for.
 CUDA_VERSION := $(shell sed -n 's/^.define CUDA_VERSION \([0-9]*\)0\([0-9]\)0$$/\1.\2/p' $(CUDA_HOME)/include/cuda.h 2>/dev/null)
 $(BUILD)/src/cmd/checkup_gpu.c.o: EXTRA += -DQSWEEP_CUDA_ARCH='"$(CUDA_ARCH)"' -DQSWEEP_CUDA_VERSION='"$(CUDA_VERSION)"'
+$(BUILD)/tests/gpu/%.o: EXTRA += -I$(CUDA_HOME)/include
 endif
 
 FABRIC_SOLO := $(patsubst %,$(BUILD)/%.o,$(wildcard src/launch/fabric_solo.c))

@@ -15,10 +15,10 @@
 
 enum { ROW_BLOCK = 64, PANEL_BYTES = 256 * 1024 };
 
-static enum dtype fast_activation(enum codec_mode mode)
+static enum codec_form fast_input(enum codec_mode mode)
 {
     (void)mode;
-    return DT_F32;
+    return ROWS_PLAIN;
 }
 
 static const struct codec_kernels *kernels_now(void)
@@ -102,7 +102,7 @@ struct conv_call {
     const struct codec_matrix   *w;
     const struct codec_epilogue *e;
     const float *x;
-    float       *y;
+    float       *alpha, *inverse; /* Snake's, spread over the outputs; NULL without */
     char        *scratch; /* [threads][scratch_bytes]: inputs of a row block, rounded to BF16 */
     size_t       scratch_bytes, depth;
     int          n, stride, dilation, row_blocks, panels;
@@ -133,8 +133,13 @@ static void finish_row(const struct conv_call *c, float *restrict v, int first, 
             v[i] *= e->d_gamma[first + i];
     if (e->d_residual)
         for (int i = 0; i < count; i++)
-            v[i] = ((const float *)e->d_residual)[at + (size_t)i] + v[i];
-    memcpy(c->y + at, v, (size_t)count * sizeof *v);
+            v[i] = e->d_residual[at + (size_t)i] + v[i];
+    if (e->d_y)
+        memcpy(e->d_y + at, v, (size_t)count * sizeof *v);
+    if (e->d_next && c->alpha)
+        c->k->snake((float *)e->d_next + at, v, c->alpha + first, c->inverse + first, count);
+    else if (e->d_next)
+        memcpy((float *)e->d_next + at, v, (size_t)count * sizeof *v);
 }
 
 static void finish_tile(const struct conv_call *c, float *sums, int t0, int rows, int panel)
@@ -238,30 +243,52 @@ static void single_task(void *ctx, int thread, int n_threads)
     }
 }
 
-static status_t fast_conv(struct backend *be, enum dtype act, void *d_y, const struct codec_matrix *w, const void *d_x, int n,
+/* Snake's factors for every output: a panel may begin in the middle of a row's channels. */
+static status_t spread_alpha(struct conv_call *c)
+{
+    int channels = c->e->channels ? c->e->channels : c->w->rows, rows = c->w->rows;
+    if (!c->e->d_alpha)
+        return ST_OK;
+    c->alpha = malloc(2 * (size_t)rows * sizeof *c->alpha);
+    if (!c->alpha)
+        return FAIL(ST_ENOMEM, "codec: no memory for %d factors", 2 * rows);
+    c->inverse = c->alpha + rows;
+    for (int r = 0; r < rows; r++) {
+        c->alpha[r]   = c->e->d_alpha[r % channels];
+        c->inverse[r] = c->e->d_alpha[channels + r % channels];
+    }
+    return ST_OK;
+}
+
+static status_t fast_conv(struct backend *be, enum codec_form form, const struct codec_matrix *w, const void *d_x, int n,
                           int stride, int dilation, const struct codec_epilogue *e)
 {
-    (void)act;
+    (void)form;
     struct cpu      *cpu = cpu_of(be);
-    struct conv_call c   = {.k = kernels_now(), .w = w, .e = e, .x = d_x, .y = d_y, .n = n, .stride = stride,
-                            .dilation = dilation, .row_blocks = (n + ROW_BLOCK - 1) / ROW_BLOCK};
+    struct conv_call c   = {.k = kernels_now(), .w = w, .e = e, .x = d_x, .n = n, .stride = stride, .dilation = dilation,
+                            .row_blocks = (n + ROW_BLOCK - 1) / ROW_BLOCK};
     c.pairs  = in_pairs(c.k, w);
     c.depth  = padded_cols(w, c.pairs);
     c.panels = (int)panels_of(w->rows, c.k->width);
+    TRY(spread_alpha(&c));
     size_t work = (size_t)n * (size_t)w->rows * (size_t)w->taps * c.depth;
     if (w->rows == 1 && w->format == DT_F32) {
         cpu_run(cpu, work, single_task, &c);
+        free(c.alpha);
         return ST_OK;
     }
     if (w->format != DT_F32) {
         int rows        = n < ROW_BLOCK ? n : ROW_BLOCK;
         c.scratch_bytes = (block_inputs(&c, rows) * c.depth * (c.pairs ? 2 : 4) + 63) & ~(size_t)63;
         c.scratch       = malloc(c.scratch_bytes * (size_t)cpu_team_size(cpu->team));
-        if (!c.scratch)
+        if (!c.scratch) {
+            free(c.alpha);
             return FAIL(ST_ENOMEM, "codec: no memory for %zu bytes of inputs", c.scratch_bytes);
+        }
     }
     cpu_run(cpu, work, conv_task, &c);
     free(c.scratch);
+    free(c.alpha);
     return ST_OK;
 }
 
@@ -269,7 +296,7 @@ static status_t fast_conv(struct backend *be, enum dtype act, void *d_y, const s
 
 struct snake_call {
     const struct codec_kernels *k;
-    const float *x, *alpha, *inverse;
+    const float *x, *alpha;
     float       *y;
     int          n, channels;
 };
@@ -281,23 +308,16 @@ static void snake_task(void *ctx, int thread, int n_threads)
     cpu_team_part(c->n, 1, thread, n_threads, &t0, &t1);
     for (int t = t0; t < t1; t++) {
         size_t at = (size_t)t * (size_t)c->channels;
-        c->k->snake(c->y + at, c->x + at, c->alpha, c->inverse, c->channels);
+        c->k->snake(c->y + at, c->x + at, c->alpha, c->alpha + c->channels, c->channels);
     }
 }
 
-static status_t fast_snake(struct backend *be, enum dtype act, void *d_y, const void *d_x, const float *d_alpha, int n,
+static status_t fast_snake(struct backend *be, enum codec_form form, void *d_y, const float *d_x, const float *d_alpha, int n,
                            int channels)
 {
-    (void)act;
-    float *inverse = malloc((size_t)channels * sizeof *inverse);
-    if (!inverse)
-        return FAIL(ST_ENOMEM, "codec: no memory for %d factors", channels);
-    for (int i = 0; i < channels; i++)
-        inverse[i] = 1.0f / (d_alpha[i] + 1e-9f);
-    struct snake_call c = {.k = kernels_now(), .x = d_x, .alpha = d_alpha, .inverse = inverse, .y = d_y, .n = n,
-                           .channels = channels};
+    (void)form;
+    struct snake_call c = {.k = kernels_now(), .x = d_x, .alpha = d_alpha, .y = d_y, .n = n, .channels = channels};
     cpu_run(cpu_of(be), (size_t)n * (size_t)channels * 8, snake_task, &c);
-    free(inverse);
     return ST_OK;
 }
 
@@ -323,10 +343,10 @@ static void rows_task(void *ctx, int thread, int n_threads)
     const float *x     = (const float *)c->x + (size_t)t0 * width * (c->kind == 3 ? 2 : 1);
     float       *y     = (float *)c->y + (size_t)t0 * width;
     switch (c->kind) {
-    case 0: cpu_ref_codec_ops.depthwise(c->be, DT_F32, y, x, c->w, c->b, t1 - t0, c->channels, c->taps); break;
-    case 1: cpu_ref_codec_ops.layernorm(c->be, DT_F32, y, x, c->w, c->b, t1 - t0, c->channels, c->eps); break;
-    case 2: cpu_ref_codec_ops.rmsnorm(c->be, DT_F32, y, x, c->w, t1 - t0, c->channels, c->eps); break;
-    default: cpu_ref_codec_ops.silu_mul(c->be, DT_F32, y, x, t1 - t0, c->channels); break;
+    case 0: cpu_ref_codec_ops.depthwise(c->be, y, x, c->w, c->b, t1 - t0, c->channels, c->taps); break;
+    case 1: cpu_ref_codec_ops.layernorm(c->be, ROWS_PLAIN, y, x, c->w, c->b, t1 - t0, c->channels, c->eps); break;
+    case 2: cpu_ref_codec_ops.rmsnorm(c->be, ROWS_PLAIN, y, x, c->w, t1 - t0, c->channels, c->eps); break;
+    default: cpu_ref_codec_ops.silu_mul(c->be, ROWS_PLAIN, y, x, t1 - t0, c->channels); break;
     }
 }
 
@@ -335,33 +355,32 @@ static void run_rows(struct rows_call *c)
     cpu_run(cpu_of(c->be), (size_t)c->n * (size_t)c->channels * 8, rows_task, c);
 }
 
-static status_t fast_depthwise(struct backend *be, enum dtype act, void *d_y, const void *d_x, const float *d_w,
-                               const float *d_b, int n, int channels, int taps)
+static status_t fast_depthwise(struct backend *be, float *d_y, const float *d_x, const float *d_w, const float *d_b, int n,
+                               int channels, int taps)
 {
-    (void)act;
     run_rows(&(struct rows_call){.be = be, .x = d_x, .y = d_y, .w = d_w, .b = d_b, .n = n, .channels = channels, .taps = taps});
     return ST_OK;
 }
 
-static status_t fast_layernorm(struct backend *be, enum dtype act, void *d_y, const void *d_x, const float *d_w,
+static status_t fast_layernorm(struct backend *be, enum codec_form form, void *d_y, const float *d_x, const float *d_w,
                                const float *d_b, int n, int channels, float eps)
 {
-    (void)act;
+    (void)form;
     run_rows(&(struct rows_call){.be = be, .x = d_x, .y = d_y, .w = d_w, .b = d_b, .n = n, .channels = channels, .eps = eps, .kind = 1});
     return ST_OK;
 }
 
-static status_t fast_rmsnorm(struct backend *be, enum dtype act, void *d_y, const void *d_x, const float *d_w, int n,
+static status_t fast_rmsnorm(struct backend *be, enum codec_form form, void *d_y, const float *d_x, const float *d_w, int n,
                              int channels, float eps)
 {
-    (void)act;
+    (void)form;
     run_rows(&(struct rows_call){.be = be, .x = d_x, .y = d_y, .w = d_w, .n = n, .channels = channels, .eps = eps, .kind = 2});
     return ST_OK;
 }
 
-static status_t fast_silu_mul(struct backend *be, enum dtype act, void *d_y, const void *d_gate_up, int n, int width)
+static status_t fast_silu_mul(struct backend *be, enum codec_form form, void *d_y, const float *d_gate_up, int n, int width)
 {
-    (void)act;
+    (void)form;
     run_rows(&(struct rows_call){.be = be, .x = d_gate_up, .y = d_y, .n = n, .channels = width, .kind = 3});
     return ST_OK;
 }
@@ -376,29 +395,41 @@ static status_t fast_copy(struct backend *be, void *d_dst, const void *d_src, si
     return cpu_ref_codec_ops.copy(be, d_dst, d_src, bytes);
 }
 
-static status_t fast_load(struct backend *be, enum dtype act, void *d_x, const float *x, size_t count)
+static status_t fast_attention(struct backend *be, enum codec_form form, void *d_y, float *d_qkv, float *d_new,
+                               const float *d_old, const struct codec_attention *a, int n, int pos0, int past)
 {
-    return cpu_ref_codec_ops.load(be, act, d_x, x, count);
+    return cpu_ref_codec_ops.attention(be, form, d_y, d_qkv, d_new, d_old, a, n, pos0, past);
 }
 
-static status_t fast_store(struct backend *be, enum dtype act, float *x, const void *d_x, size_t count)
+static status_t fast_zero(struct backend *be, void *d, size_t bytes)
 {
-    return cpu_ref_codec_ops.store(be, act, x, d_x, count);
+    return cpu_ref_codec_ops.zero(be, d, bytes);
 }
 
-static status_t fast_attention(struct backend *be, enum dtype act, void *d_y, void *d_qkv, void *d_kv,
-                               const struct codec_attention *a, int n, int pos0, int past)
+static status_t fast_load(struct backend *be, enum codec_form form, void *d_x, const float *x, int n)
 {
-    return cpu_ref_codec_ops.attention(be, act, d_y, d_qkv, d_kv, a, n, pos0, past);
+    return cpu_ref_codec_ops.load(be, form, d_x, x, n);
+}
+
+static status_t fast_dequantize(struct backend *be, float *d_y, const struct codec_books *books, const int32_t *codes, int n)
+{
+    return cpu_ref_codec_ops.dequantize(be, d_y, books, codes, n);
+}
+
+static status_t fast_join(struct backend *be, void *d_rows, void *d_new, const void *d_old, int past, int n, size_t row_bytes)
+{
+    return cpu_ref_codec_ops.join(be, d_rows, d_new, d_old, past, n, row_bytes);
 }
 
 const struct codec_ops cpu_codec_ops = {
-    .activation = fast_activation,
+    .input = fast_input,
     .adopt = fast_adopt,
     .release = fast_release,
     .copy = fast_copy,
+    .zero = fast_zero,
     .load = fast_load,
-    .store = fast_store,
+    .dequantize = fast_dequantize,
+    .join = fast_join,
     .conv = fast_conv,
     .snake = fast_snake,
     .depthwise = fast_depthwise,

@@ -8,10 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-static enum dtype ref_activation(enum codec_mode mode)
+static enum codec_form ref_input(enum codec_mode mode)
 {
     (void)mode;
-    return DT_F32;
+    return ROWS_PLAIN;
 }
 
 static size_t matrix_bytes(const struct codec_matrix *m)
@@ -68,16 +68,48 @@ static status_t ref_copy(struct backend *be, void *d_dst, const void *d_src, siz
     return ST_OK;
 }
 
-static status_t ref_load(struct backend *be, enum dtype act, void *d_x, const float *x, size_t count)
+static status_t ref_zero(struct backend *be, void *d, size_t bytes)
 {
-    (void)act;
-    return ref_copy(be, d_x, x, count * sizeof *x);
+    (void)be;
+    memset(d, 0, bytes);
+    return ST_OK;
 }
 
-static status_t ref_store(struct backend *be, enum dtype act, float *x, const void *d_x, size_t count)
+static status_t ref_load(struct backend *be, enum codec_form form, void *d_x, const float *x, int n)
 {
-    (void)act;
-    return ref_copy(be, x, d_x, count * sizeof *x);
+    (void)form;
+    return ref_copy(be, d_x, x, (size_t)n * sizeof *x);
+}
+
+static status_t ref_dequantize(struct backend *be, float *d_y, const struct codec_books *b, const int32_t *codes, int n)
+{
+    (void)be;
+    size_t latent = (size_t)b->latent;
+    for (int t = 0; t < n; t++) {
+        float *sum = d_y + (size_t)t * latent;
+        memset(sum, 0, latent * sizeof *sum);
+        for (int i = 1; i <= b->count; i++) {
+            int          k   = i % b->count; /* the first book last: z_0 + (the others) */
+            size_t       row = (size_t)(k ? b->first_rows + (k - 1) * b->other_rows : 0) +
+                         (size_t)codes[(size_t)k * (size_t)n + (size_t)t];
+            const float *v = b->d_table + row * 8, *w = b->d_w + (size_t)k * latent * 8, *bias = b->d_b + (size_t)k * latent;
+            for (size_t o = 0; o < latent; o++) {
+                float z = 0;
+                for (int e = 0; e < 8; e++)
+                    z += w[o * 8 + (size_t)e] * v[e];
+                sum[o] += z + bias[o];
+            }
+        }
+    }
+    return ST_OK;
+}
+
+static status_t ref_join(struct backend *be, void *d_rows, void *d_new, const void *d_old, int past, int n, size_t row_bytes)
+{
+    (void)be;
+    memcpy(d_rows, d_old, (size_t)past * row_bytes);
+    memcpy(d_new, (const char *)d_rows + (size_t)n * row_bytes, (size_t)past * row_bytes);
+    return ST_OK;
 }
 
 static float weight(const struct codec_matrix *m, size_t i)
@@ -104,13 +136,19 @@ float codec_activate(enum codec_activation act, float x)
     }
 }
 
-static status_t ref_conv(struct backend *be, enum dtype act, void *d_y, const struct codec_matrix *w, const void *d_x, int n,
+static float snake(float v, const float *alpha, size_t channel, size_t channels)
+{
+    float s = sinf(alpha[channel] * v);
+    return v + s * s * alpha[channels + channel];
+}
+
+static status_t ref_conv(struct backend *be, enum codec_form form, const struct codec_matrix *w, const void *d_x, int n,
                          int stride, int dilation, const struct codec_epilogue *e)
 {
-    (void)be, (void)act;
-    const float *x = d_x, *residual = e->d_residual;
-    float       *y    = d_y;
-    size_t       cols = (size_t)w->cols, taps = (size_t)w->taps;
+    (void)be, (void)form;
+    const float *x = d_x;
+    float       *next = e->d_next;
+    size_t       cols = (size_t)w->cols, taps = (size_t)w->taps, channels = (size_t)(e->channels ? e->channels : w->rows);
     for (int t = 0; t < n; t++)
         for (int r = 0; r < w->rows; r++) {
             float sum = 0;
@@ -129,31 +167,31 @@ static status_t ref_conv(struct backend *be, enum dtype act, void *d_y, const st
             if (e->d_gamma)
                 sum *= e->d_gamma[r];
             size_t at = (size_t)t * (size_t)w->rows + (size_t)r;
-            y[at]     = residual ? residual[at] + sum : sum;
+            if (e->d_residual)
+                sum = e->d_residual[at] + sum;
+            if (e->d_y)
+                e->d_y[at] = sum;
+            if (next)
+                next[at] = e->d_alpha ? snake(sum, e->d_alpha, (size_t)r % channels, channels) : sum;
         }
     return ST_OK;
 }
 
-static status_t ref_snake(struct backend *be, enum dtype act, void *d_y, const void *d_x, const float *d_alpha, int n,
+static status_t ref_snake(struct backend *be, enum codec_form form, void *d_y, const float *d_x, const float *d_alpha, int n,
                           int channels)
 {
-    (void)be, (void)act;
-    const float *x = d_x;
-    float       *y = d_y;
+    (void)be, (void)form;
+    float *y = d_y;
     for (size_t t = 0; t < (size_t)n; t++)
-        for (size_t c = 0; c < (size_t)channels; c++) {
-            float v = x[t * (size_t)channels + c], s = sinf(d_alpha[c] * v);
-            y[t * (size_t)channels + c] = v + s * s / (d_alpha[c] + 1e-9f);
-        }
+        for (size_t c = 0; c < (size_t)channels; c++)
+            y[t * (size_t)channels + c] = snake(d_x[t * (size_t)channels + c], d_alpha, c, (size_t)channels);
     return ST_OK;
 }
 
-static status_t ref_depthwise(struct backend *be, enum dtype act, void *d_y, const void *d_x, const float *d_w,
-                              const float *d_b, int n, int channels, int taps)
+static status_t ref_depthwise(struct backend *be, float *y, const float *x, const float *d_w, const float *d_b, int n,
+                              int channels, int taps)
 {
-    (void)be, (void)act;
-    const float *x = d_x;
-    float       *y = d_y;
+    (void)be;
     size_t       width = (size_t)channels;
     for (size_t t = 0; t < (size_t)n; t++)
         for (size_t c = 0; c < width; c++) {
@@ -165,12 +203,12 @@ static status_t ref_depthwise(struct backend *be, enum dtype act, void *d_y, con
     return ST_OK;
 }
 
-static status_t ref_layernorm(struct backend *be, enum dtype act, void *d_y, const void *d_x, const float *d_w,
+static status_t ref_layernorm(struct backend *be, enum codec_form form, void *d_y, const float *d_x, const float *d_w,
                               const float *d_b, int n, int channels, float eps)
 {
-    (void)be, (void)act;
+    (void)be, (void)form;
     for (int t = 0; t < n; t++) {
-        const float *x    = (const float *)d_x + (size_t)t * (size_t)channels;
+        const float *x    = d_x + (size_t)t * (size_t)channels;
         float       *y    = (float *)d_y + (size_t)t * (size_t)channels;
         double       mean = 0, square = 0;
         for (int c = 0; c < channels; c++)
@@ -185,12 +223,12 @@ static status_t ref_layernorm(struct backend *be, enum dtype act, void *d_y, con
     return ST_OK;
 }
 
-static status_t ref_rmsnorm(struct backend *be, enum dtype act, void *d_y, const void *d_x, const float *d_w, int n,
+static status_t ref_rmsnorm(struct backend *be, enum codec_form form, void *d_y, const float *d_x, const float *d_w, int n,
                             int channels, float eps)
 {
-    (void)be, (void)act;
+    (void)be, (void)form;
     for (int t = 0; t < n; t++) {
-        const float *x      = (const float *)d_x + (size_t)t * (size_t)channels;
+        const float *x      = d_x + (size_t)t * (size_t)channels;
         float       *y      = (float *)d_y + (size_t)t * (size_t)channels;
         double       square = 0;
         for (int c = 0; c < channels; c++)
@@ -202,11 +240,11 @@ static status_t ref_rmsnorm(struct backend *be, enum dtype act, void *d_y, const
     return ST_OK;
 }
 
-static status_t ref_silu_mul(struct backend *be, enum dtype act, void *d_y, const void *d_gate_up, int n, int width)
+static status_t ref_silu_mul(struct backend *be, enum codec_form form, void *d_y, const float *d_gate_up, int n, int width)
 {
-    (void)be, (void)act;
+    (void)be, (void)form;
     for (int t = 0; t < n; t++) {
-        const float *gate = (const float *)d_gate_up + (size_t)t * 2 * (size_t)width, *up = gate + width;
+        const float *gate = d_gate_up + (size_t)t * 2 * (size_t)width, *up = gate + width;
         float       *y    = (float *)d_y + (size_t)t * (size_t)width;
         for (int i = 0; i < width; i++)
             y[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
@@ -223,19 +261,25 @@ static void rotate(float *x, const float *cos_sin, int head_dim)
     }
 }
 
-static status_t ref_attention(struct backend *be, enum dtype act, void *d_y, void *d_qkv, void *d_kv,
+/* Key (part 1) or value (part 2) of the i-th position the queries can see: old rows, then qkv's own. */
+static const float *seen(const float *old, const float *qkv, size_t dim, int window, int past, int i, size_t part)
+{
+    return i < past ? old + ((size_t)(window - 1 - past + i) * 2 + part - 1) * dim : qkv + ((size_t)(i - past) * 3 + part) * dim;
+}
+
+static status_t ref_attention(struct backend *be, enum codec_form form, void *d_y, float *qkv, float *d_new, const float *old,
                               const struct codec_attention *a, int n, int pos0, int past)
 {
-    (void)be, (void)act;
+    (void)be, (void)form;
     size_t hd = (size_t)a->head_dim, dim = (size_t)a->n_head * hd;
-    float *qkv = d_qkv, *kv = d_kv, *y = d_y;
-    for (int t = 0; t < n; t++) {
-        float       *row     = qkv + (size_t)t * 3 * dim;
-        const float *cos_sin = a->d_cos_sin + (size_t)(pos0 + t) * hd;
+    int    keep = a->window - 1;
+    float *y = d_y;
+    for (int t = 0; t < n; t++)
         for (int h = 0; h < 2 * a->n_head; h++) /* q heads, then k heads */
-            rotate(row + (size_t)h * hd, cos_sin, a->head_dim);
-        memcpy(kv + (size_t)(past + t) * 2 * dim, row + dim, 2 * dim * sizeof *kv);
-    }
+            rotate(qkv + (size_t)t * 3 * dim + (size_t)h * hd, a->d_cos_sin + (size_t)(pos0 + t) * hd, a->head_dim);
+    for (int i = keep - 1, at = past + n - 1; i >= 0 && at >= 0; i--, at--)
+        for (size_t part = 1; part <= 2; part++)
+            memcpy(d_new + ((size_t)i * 2 + part - 1) * dim, seen(old, qkv, dim, a->window, past, at, part), dim * sizeof *old);
     float *score = malloc((size_t)a->window * sizeof *score);
     if (!score)
         return FAIL(ST_ENOMEM, "codec: no memory for %d scores", a->window);
@@ -246,7 +290,7 @@ static status_t ref_attention(struct backend *be, enum dtype act, void *d_y, voi
             int          last = past + t, first = last - a->window + 1 < 0 ? 0 : last - a->window + 1;
             float        most = -INFINITY, total = 0;
             for (int i = first; i <= last; i++) {
-                const float *k = kv + (size_t)i * 2 * dim + (size_t)h * hd;
+                const float *k = seen(old, qkv, dim, a->window, past, i, 1) + (size_t)h * hd;
                 float        s = 0;
                 for (size_t d = 0; d < hd; d++)
                     s += q[d] * k[d];
@@ -258,7 +302,7 @@ static status_t ref_attention(struct backend *be, enum dtype act, void *d_y, voi
             float *out = y + (size_t)t * dim + (size_t)h * hd;
             memset(out, 0, hd * sizeof *out);
             for (int i = first; i <= last; i++) {
-                const float *v = kv + (size_t)i * 2 * dim + dim + (size_t)h * hd;
+                const float *v = seen(old, qkv, dim, a->window, past, i, 2) + (size_t)h * hd;
                 for (size_t d = 0; d < hd; d++)
                     out[d] += score[i - first] / total * v[d];
             }
@@ -268,12 +312,14 @@ static status_t ref_attention(struct backend *be, enum dtype act, void *d_y, voi
 }
 
 const struct codec_ops cpu_ref_codec_ops = {
-    .activation = ref_activation,
+    .input = ref_input,
     .adopt = ref_adopt,
     .release = ref_release,
     .copy = ref_copy,
+    .zero = ref_zero,
     .load = ref_load,
-    .store = ref_store,
+    .dequantize = ref_dequantize,
+    .join = ref_join,
     .conv = ref_conv,
     .snake = ref_snake,
     .depthwise = ref_depthwise,

@@ -16,10 +16,13 @@ enum { UNIT_TAPS = 7, DEPTHWISE_TAPS = 7, DEFAULT_CHUNK = 16 };
 static const int dilations[CODEC_UNITS] = {1, 3, 9};
 static const float NORM_EPS = 1e-6f; /* ConvNeXt's LayerNorm */
 
-/* The inputs a causal layer still needs: the last `rows` rows of `width`, zero at the start of an utterance. */
+/* The inputs a causal layer still needs: the last `rows` rows of `width`, zero at the start of an utterance. There are two
+ * places for them, so that a chunk reads the old ones while it writes the new. */
 struct past {
-    int   rows, width;
-    void *d;
+    int    rows, width;
+    size_t row_bytes;
+    void  *d[2];
+    int    now;
 };
 
 struct unit_state {
@@ -46,17 +49,17 @@ struct codec {
     const struct codec_ops *codec;
     struct codec_weights   *w;
     struct codec_options    options;
-    enum dtype              act;
-    size_t                  item; /* bytes of an activation */
+    enum codec_form         form; /* of the rows that convolutions read */
     int                     hop;
     struct path_state       decode, encode;
-    void                   *buffer[3]; /* activations: current, wide (history in front), result */
-    size_t                  capacity;  /* items of one buffer */
+    void                   *in, *next; /* rows that a convolution reads, history in front, and those it makes */
+    float                  *x;         /* plain rows: the residual stream */
+    struct codec_books      books;
     float                  *d_cos_sin;
     int                     cos_sin_rows;
     void                  **owned; /* device allocations to free */
     size_t                  n_owned, owned_capacity;
-    void                   *d_latent; /* [4·chunk][latent] of the last push */
+    float                  *d_latent; /* plain [4·chunk][latent] of the last push */
     int                     latent_rows;
 };
 
@@ -105,18 +108,41 @@ static status_t adopt(struct codec *c, struct codec_matrix *m)
     return ST_OK;
 }
 
-static status_t past_open(struct codec *c, struct past *p, int rows, int width)
+/* value_bytes: 4 of plain rows, what the form says of a convolution's. */
+static status_t past_open(struct codec *c, struct past *p, int rows, int width, size_t value_bytes)
 {
-    p->rows  = rows;
-    p->width = width;
-    if (rows == 0)
-        return ST_OK;
-    return device(c, (size_t)rows * (size_t)width * c->item, &p->d);
+    *p = (struct past){.rows = rows, .width = width, .row_bytes = (size_t)width * value_bytes};
+    for (int i = 0; i < 2 && rows; i++)
+        TRY(device(c, (size_t)rows * p->row_bytes, &p->d[i]));
+    return ST_OK;
 }
 
-static status_t past_clear(struct codec *c, struct past *p, const void *zeros)
+static status_t conv_past_open(struct codec *c, struct past *p, int rows, int width)
 {
-    return p->rows ? c->ops->upload(c->be, p->d, zeros, (size_t)p->rows * (size_t)p->width * c->item) : ST_OK;
+    return past_open(c, p, rows, width, codec_form_bytes(c->form));
+}
+
+static status_t past_clear(struct codec *c, struct past *p)
+{
+    return p->rows ? c->codec->zero(c->be, p->d[p->now], (size_t)p->rows * p->row_bytes) : ST_OK;
+}
+
+/* Snake's α to its table [2][n]: α, then 1/(α + 1e-9). */
+static status_t lift_alpha(struct codec *c, float **alpha, size_t n)
+{
+    float *table = malloc(2 * n * sizeof *table), *d;
+    if (!table)
+        return FAIL(ST_ENOMEM, "codec: no memory");
+    for (size_t i = 0; i < n; i++) {
+        table[i]     = (*alpha)[i];
+        table[n + i] = 1.0f / ((*alpha)[i] + 1e-9f);
+    }
+    status_t st = device(c, 2 * n * sizeof *d, &d);
+    if (st == ST_OK)
+        st = c->ops->upload(c->be, d, table, 2 * n * sizeof *d);
+    free(table);
+    *alpha = d;
+    return st;
 }
 
 /* ---- adoption of every layer ---- */
@@ -152,11 +178,11 @@ static status_t adopt_convnext(struct codec *c, struct codec_convnext *n)
 
 static status_t adopt_block(struct codec *c, struct codec_block *b, int unit_channels)
 {
-    TRY(lift(c, &b->alpha, (size_t)b->in));
+    TRY(lift_alpha(c, &b->alpha, (size_t)b->in));
     TRY(adopt(c, &b->resample));
     for (int u = 0; u < CODEC_UNITS; u++) {
-        TRY(lift(c, &b->units[u].alpha1, (size_t)unit_channels));
-        TRY(lift(c, &b->units[u].alpha2, (size_t)unit_channels));
+        TRY(lift_alpha(c, &b->units[u].alpha1, (size_t)unit_channels));
+        TRY(lift_alpha(c, &b->units[u].alpha2, (size_t)unit_channels));
         TRY(adopt(c, &b->units[u].conv1));
         TRY(adopt(c, &b->units[u].conv2));
     }
@@ -169,14 +195,38 @@ static status_t open_kv(struct codec *c, const struct codec_transformer *t, stru
     if (!*out)
         return FAIL(ST_ENOMEM, "codec: no memory");
     for (int i = 0; i < t->n_layer; i++)
-        TRY(past_open(c, &(*out)[i], t->window - 1, 2 * t->dim));
+        TRY(past_open(c, &(*out)[i], t->window - 1, 2 * t->dim, sizeof(float)));
     return ST_OK;
 }
 
 static status_t open_units(struct codec *c, struct block_state *s, int channels)
 {
     for (int u = 0; u < CODEC_UNITS; u++)
-        TRY(past_open(c, &s->units[u].conv1, (UNIT_TAPS - 1) * dilations[u], channels));
+        TRY(conv_past_open(c, &s->units[u].conv1, (UNIT_TAPS - 1) * dilations[u], channels));
+    return ST_OK;
+}
+
+/* The codebooks as the device sums them: tables, projections and biases, each in one piece. */
+static status_t open_books(struct codec *c)
+{
+    const struct codec_weights *w = c->w;
+    size_t                      latent = (size_t)w->config.latent, count = (size_t)w->n_codebooks, entries = 0;
+    float                      *d_table, *d_w, *d_b;
+    for (size_t k = 0; k < count; k++)
+        entries += (size_t)w->codebooks[k].size;
+    TRY(device(c, entries * CODEBOOK_DIM * sizeof *d_table, &d_table));
+    TRY(device(c, count * latent * CODEBOOK_DIM * sizeof *d_w, &d_w));
+    TRY(device(c, count * latent * sizeof *d_b, &d_b));
+    c->books = (struct codec_books){.count = w->n_codebooks, .latent = w->config.latent, .first_rows = SEMANTIC_CODES,
+                                    .other_rows = RESIDUAL_CODES, .d_table = d_table, .d_w = d_w, .d_b = d_b};
+    for (size_t k = 0; k < count; k++) {
+        const struct codebook *b = &w->codebooks[k];
+        size_t                 n = (size_t)b->size * CODEBOOK_DIM;
+        TRY(c->ops->upload(c->be, d_table, b->table, n * sizeof *d_table));
+        TRY(c->ops->upload(c->be, d_w + k * latent * CODEBOOK_DIM, b->out_w, latent * CODEBOOK_DIM * sizeof *d_w));
+        TRY(c->ops->upload(c->be, d_b + k * latent, b->out_b, latent * sizeof *d_b));
+        d_table += n;
+    }
     return ST_OK;
 }
 
@@ -184,25 +234,26 @@ static status_t open_decoder(struct codec *c)
 {
     struct codec_weights *w = c->w;
     struct path_state    *s = &c->decode;
+    TRY(open_books(c));
     TRY(adopt_transformer(c, &w->post));
     TRY(open_kv(c, &w->post, &s->kv));
     for (int i = 0; i < CODEC_DOWNSAMPLES; i++) {
         TRY(adopt(c, &w->upsample[i]));
         TRY(adopt_convnext(c, &w->upsample_next[i]));
-        TRY(past_open(c, &s->next[i], DEPTHWISE_TAPS - 1, w->config.latent));
+        TRY(past_open(c, &s->next[i], DEPTHWISE_TAPS - 1, w->config.latent, sizeof(float)));
     }
     TRY(adopt(c, &w->decoder_in));
-    TRY(past_open(c, &s->in, w->decoder_in.taps - 1, w->config.latent));
+    TRY(conv_past_open(c, &s->in, w->decoder_in.taps - 1, w->config.latent));
     for (int i = 0; i < CODEC_RATES; i++) {
         struct codec_block *b = &w->decoder[i];
         TRY(adopt_block(c, b, b->out));
-        TRY(past_open(c, &s->blocks[i].resample, 1, b->in));
+        TRY(conv_past_open(c, &s->blocks[i].resample, 1, b->in));
         TRY(open_units(c, &s->blocks[i], b->out));
     }
     int last = w->config.decoder_dim >> CODEC_RATES;
-    TRY(lift(c, &w->decoder_alpha, (size_t)last));
+    TRY(lift_alpha(c, &w->decoder_alpha, (size_t)last));
     TRY(adopt(c, &w->decoder_out));
-    return past_open(c, &s->out, w->decoder_out.taps - 1, last);
+    return conv_past_open(c, &s->out, w->decoder_out.taps - 1, last);
 }
 
 static status_t open_encoder(struct codec *c)
@@ -211,23 +262,23 @@ static status_t open_encoder(struct codec *c)
     struct path_state    *s = &c->encode;
     int                   top = w->config.encoder_dim << CODEC_RATES;
     TRY(adopt(c, &w->encoder_in));
-    TRY(past_open(c, &s->in, w->encoder_in.taps - 1, 1));
+    TRY(conv_past_open(c, &s->in, w->encoder_in.taps - 1, 1));
     for (int i = 0; i < CODEC_RATES; i++) {
         struct codec_block *b = &w->encoder[i];
         TRY(adopt_block(c, b, b->in));
         TRY(open_units(c, &s->blocks[i], b->in));
-        TRY(past_open(c, &s->blocks[i].resample, b->stride, b->in)); /* (2s−1) + 1 − s rows, codec.md §2.4 */
+        TRY(conv_past_open(c, &s->blocks[i].resample, b->stride, b->in)); /* (2s−1) + 1 − s rows, codec.md §2.4 */
     }
     if (w->encoder_transformer.n_layer)
         TRY(adopt_transformer(c, &w->encoder_transformer));
     TRY(open_kv(c, &w->encoder_transformer, &s->top_kv));
-    TRY(lift(c, &w->encoder_alpha, (size_t)top));
+    TRY(lift_alpha(c, &w->encoder_alpha, (size_t)top));
     TRY(adopt(c, &w->encoder_out));
-    TRY(past_open(c, &s->out, w->encoder_out.taps - 1, top));
+    TRY(conv_past_open(c, &s->out, w->encoder_out.taps - 1, top));
     for (int i = 0; i < CODEC_DOWNSAMPLES; i++) {
         TRY(adopt(c, &w->downsample[i]));
         TRY(adopt_convnext(c, &w->downsample_next[i]));
-        TRY(past_open(c, &s->next[i], DEPTHWISE_TAPS - 1, w->config.latent));
+        TRY(past_open(c, &s->next[i], DEPTHWISE_TAPS - 1, w->config.latent, sizeof(float)));
     }
     TRY(adopt_transformer(c, &w->pre));
     return open_kv(c, &w->pre, &s->kv);
@@ -259,39 +310,42 @@ static status_t open_rope(struct codec *c)
     return st;
 }
 
-/* The most items any activation of one chunk needs, its history in front included. */
-static size_t buffer_items(const struct codec *c)
+static size_t larger(size_t a, size_t b)
 {
-    const struct codec_config *k = &c->w->config;
-    size_t n = (size_t)c->options.chunk_frames, most = 0;
-#define WANT(rows, width)                                     \
-    do {                                                      \
-        size_t items = ((size_t)(rows)) * (size_t)(width);    \
-        most         = items > most ? items : most;           \
-    } while (0)
+    return a > b ? a : b;
+}
+
+/* Bytes of the plain rows and of the rows for convolutions that one chunk needs, history included. The narrow layers use
+ * the buffers for either kind, so both get what those need. */
+static void buffer_bytes(const struct codec *c, size_t *plain, size_t *rows_in)
+{
+    const struct codec_config      *k = &c->w->config;
     const struct codec_transformer *stacks[] = {&c->w->post, &c->w->pre, &c->w->encoder_transformer};
+    size_t n = (size_t)c->options.chunk_frames, item = codec_form_bytes(c->form), narrow = 0, latent = (size_t)k->latent;
     for (int i = 0; i < 3; i++) {
-        size_t rows = i == 2 ? 4 * n : n;
-        WANT(rows, 4 * stacks[i]->dim); /* qkv, then the attention's output */
-        WANT(rows, 2 * stacks[i]->intermediate);
-        WANT(rows + (size_t)stacks[i]->window, 2 * stacks[i]->dim);
+        size_t rows = i == 2 ? 4 * n : n, wide = larger(3 * (size_t)stacks[i]->dim, 2 * (size_t)stacks[i]->intermediate);
+        narrow = larger(narrow, rows * wide * sizeof(float));
     }
-    WANT(4 * n + DEPTHWISE_TAPS, 4 * k->latent);
-    WANT(4 * n + UNIT_TAPS, k->decoder_dim > k->latent ? k->decoder_dim : k->latent);
+    narrow = larger(narrow, (4 * n + DEPTHWISE_TAPS) * 4 * latent * sizeof(float));
+    *plain = *rows_in = narrow;
     size_t rows = 4 * n;
+    *rows_in = larger(*rows_in, (rows + UNIT_TAPS) * larger((size_t)k->decoder_dim, latent) * item);
     for (int i = 0; i < CODEC_RATES; i++) {
-        WANT(rows + 2, k->decoder_dim >> i);
+        size_t width = (size_t)k->decoder_dim >> (i + 1);
+        *rows_in = larger(*rows_in, (rows + 2) * 2 * width * item);
         rows *= (size_t)k->rates[i];
-        WANT(rows + (UNIT_TAPS - 1) * 9, k->decoder_dim >> (i + 1));
+        *rows_in = larger(*rows_in, (rows + (UNIT_TAPS - 1) * 9) * width * item);
+        *plain   = larger(*plain, rows * width * sizeof(float));
     }
     rows = n * (size_t)c->hop;
     for (int i = 0; i < CODEC_RATES && c->options.encoder; i++) {
-        WANT(rows + (UNIT_TAPS - 1) * 9 + 16, k->encoder_dim << i);
-        rows /= (size_t)k->rates[CODEC_RATES - 1 - i];
-        WANT(rows + 16, k->encoder_dim << (i + 1));
+        size_t width = (size_t)k->encoder_dim << i, stride = (size_t)k->rates[CODEC_RATES - 1 - i];
+        *rows_in = larger(*rows_in, (rows + (UNIT_TAPS - 1) * 9 + stride) * width * item);
+        *plain   = larger(*plain, rows * width * sizeof(float));
+        rows /= stride;
+        *rows_in = larger(*rows_in, (rows + UNIT_TAPS) * 2 * width * item);
+        *plain   = larger(*plain, rows * 2 * width * sizeof(float));
     }
-#undef WANT
-    return most;
 }
 
 static status_t load_weights(struct codec *c, const char *path)
@@ -342,8 +396,7 @@ status_t codec_open(struct backend *be, const char *path, const struct codec_opt
     c->options  = *options;
     if (!c->options.chunk_frames)
         c->options.chunk_frames = DEFAULT_CHUNK;
-    c->act  = c->codec->activation(options->mode);
-    c->item = dtype_size(c->act);
+    c->form = c->codec->input(options->mode);
     TRY_OUT(load_weights(c, path));
     c->hop = codec_config_hop(&c->w->config);
     if (options->decoder)
@@ -351,11 +404,13 @@ status_t codec_open(struct backend *be, const char *path, const struct codec_opt
     if (options->encoder)
         TRY_OUT(open_encoder(c));
     TRY_OUT(open_rope(c));
-    c->capacity = buffer_items(c);
-    for (int i = 0; i < 3; i++)
-        TRY_OUT(device(c, c->capacity * c->item, &c->buffer[i]));
+    size_t plain, rows_in;
+    buffer_bytes(c, &plain, &rows_in);
+    TRY_OUT(device(c, plain, &c->x));
+    TRY_OUT(device(c, rows_in, &c->in));
+    TRY_OUT(device(c, rows_in, &c->next));
     if (options->decoder)
-        TRY_OUT(device(c, ((size_t)c->options.chunk_frames << CODEC_DOWNSAMPLES) * (size_t)c->w->config.latent * c->item,
+        TRY_OUT(device(c, ((size_t)c->options.chunk_frames << CODEC_DOWNSAMPLES) * (size_t)c->w->config.latent * sizeof(float),
                        &c->d_latent));
     TRY_OUT(ops->sync(be));
     *out = c;
@@ -432,107 +487,112 @@ int codec_hop(const struct codec *c)
     return c->hop;
 }
 
-/* ---- layers over the three buffers ----
- * x is always in buffer[0]. A layer with history builds its input in buffer[1], history in front, and keeps its tail. */
+/* ---- layers over three buffers ----
+ * `in` holds the rows that the next convolution reads, behind that layer's history; a convolution puts the rows of the
+ * layer after it into `next`, behind room for that one's history, and the two change places. x is the residual stream. */
 
-static void *at(const struct codec *c, void *base, size_t items)
+/* Where the new rows of the layer with history p begin. */
+static void *behind(void *buffer, const struct past *p)
 {
-    return (char *)base + items * c->item;
+    return (char *)buffer + (p ? (size_t)p->rows * p->row_bytes : 0);
 }
 
-/* Put p's rows in front of the n new rows that the caller has written at row p->rows of buffer[1]; keep the new tail. */
-static status_t join(struct codec *c, struct past *p, int n)
+/* Put p's rows in front of the n new ones that stand behind(rows, p), and keep the new tail. */
+static status_t join(struct codec *c, struct past *p, void *rows, int n)
 {
-    size_t row = (size_t)p->width * c->item;
-    if (p->rows == 0)
+    if (!p || p->rows == 0)
         return ST_OK;
-    TRY(c->codec->copy(c->be, c->buffer[1], p->d, (size_t)p->rows * row));
-    return c->codec->copy(c->be, p->d, (char *)c->buffer[1] + (size_t)n * row, (size_t)p->rows * row);
+    TRY(c->codec->join(c->be, rows, p->d[!p->now], p->d[p->now], p->rows, n, p->row_bytes));
+    p->now = !p->now;
+    return ST_OK;
 }
 
-/* buffer[0] → buffer[1] behind p's history. */
-static status_t stage(struct codec *c, struct past *p, int n)
+/* What a convolution adds to its sums, and what follows it. */
+struct step {
+    enum codec_activation act;
+    int                   stride, dilation; /* 0 = 1                                                    */
+    const float          *gamma, *residual;
+    float                *y;                /* plain result, or NULL                                    */
+    bool                  next;             /* make the next layer's rows                               */
+    struct past          *past;             /* the next layer's history, or NULL                        */
+    const float          *alpha;            /* the next layer's Snake, or NULL                          */
+    int                   channels;         /* of the next layer's rows, 0 = the matrix's rows          */
+};
+
+/* in → s->y and, behind its history, the next layer's input, which becomes in. */
+static status_t conv(struct codec *c, const struct codec_matrix *m, int n, struct step s)
 {
-    size_t row = (size_t)p->width * c->item;
-    TRY(c->codec->copy(c->be, (char *)c->buffer[1] + (size_t)p->rows * row, c->buffer[0], (size_t)n * row));
-    return join(c, p, n);
+    struct codec_epilogue e = {.act = s.act, .d_gamma = s.gamma, .d_residual = s.residual, .d_y = s.y,
+                               .d_next = s.next ? behind(c->next, s.past) : NULL, .channels = s.channels, .d_alpha = s.alpha};
+    TRY(c->codec->conv(c->be, c->form, m, c->in, n, s.stride ? s.stride : 1, s.dilation ? s.dilation : 1, &e));
+    if (!s.next)
+        return ST_OK;
+    void *was = c->in;
+    c->in   = c->next;
+    c->next = was;
+    return join(c, s.past, c->in, s.channels ? n * (m->rows / s.channels) : n);
 }
 
-static status_t stage_snake(struct codec *c, struct past *p, const float *d_alpha, int n)
+/* Units of a block: in = Snake(x), x the residual. The last one's result goes on as `last` says. */
+static status_t run_units(struct codec *c, const struct codec_block *b, struct block_state *s, int n, struct step last)
 {
-    TRY(c->codec->snake(c->be, c->act, at(c, c->buffer[1], (size_t)p->rows * (size_t)p->width), c->buffer[0], d_alpha, n,
-                        p->width));
-    return join(c, p, n);
+    for (int u = 0; u < CODEC_UNITS; u++) {
+        const struct codec_unit *unit = &b->units[u];
+        struct step after = u + 1 < CODEC_UNITS ? (struct step){.y = c->x, .next = true, .past = &s->units[u + 1].conv1,
+                                                                .alpha = b->units[u + 1].alpha1}
+                                                : last;
+        after.residual = c->x;
+        TRY(conv(c, &unit->conv1, n, (struct step){.dilation = dilations[u], .next = true, .alpha = unit->alpha2}));
+        TRY(conv(c, &unit->conv2, n, after));
+    }
+    return ST_OK;
 }
 
-static void swap_in(struct codec *c, int i)
+/* A resampling convolution from in to the plain rows in `next`, behind the ConvNeXt's history, then that block:
+ * x + gamma ⊙ down(gelu(up(norm(depthwise(x))))), which goes on as `last` says. */
+static status_t run_convnext(struct codec *c, const struct codec_matrix *resample, int stride, int channels,
+                             const struct codec_convnext *w, struct past *p, int n_in, int n, struct step last)
 {
-    void *t      = c->buffer[0];
-    c->buffer[0] = c->buffer[i];
-    c->buffer[i] = t;
+    float *plain = behind(c->next, p);
+    TRY(conv(c, resample, n_in, (struct step){.stride = stride, .y = plain}));
+    TRY(join(c, p, c->next, n));
+    TRY(c->codec->depthwise(c->be, c->x, c->next, w->depthwise, w->depthwise_bias, n, channels, DEPTHWISE_TAPS));
+    TRY(c->codec->layernorm(c->be, c->form, c->in, c->x, w->norm, w->norm_bias, n, channels, NORM_EPS));
+    /* The wide rows take x's place, for next holds the residual, which the last product may overwrite. */
+    struct codec_epilogue up   = {.act = ACT_GELU, .d_next = c->x};
+    struct codec_epilogue down = {.d_gamma = w->gamma, .d_residual = plain, .d_y = last.y,
+                                  .d_next = last.next ? behind(c->in, last.past) : NULL};
+    TRY(c->codec->conv(c->be, c->form, &w->up, c->in, n, 1, 1, &up));
+    TRY(c->codec->conv(c->be, c->form, &w->down, c->x, n, 1, 1, &down));
+    return last.next ? join(c, last.past, c->in, n) : ST_OK;
 }
 
-static status_t conv(struct codec *c, void *y, const struct codec_matrix *m, const void *x, int n, int stride, int dilation,
-                     const float *gamma, const void *residual, enum codec_activation act)
-{
-    struct codec_epilogue e = {.act = act, .d_gamma = gamma, .d_residual = residual};
-    return c->codec->conv(c->be, c->act, y, m, x, n, stride, dilation, &e);
-}
-
-/* x + conv1(Snake(conv7(Snake(x)))), in place. */
-static status_t run_unit(struct codec *c, const struct codec_unit *u, struct unit_state *s, int dilation, int n)
-{
-    int channels = u->conv1.rows;
-    TRY(stage_snake(c, &s->conv1, u->alpha1, n));
-    TRY(conv(c, c->buffer[2], &u->conv1, c->buffer[1], n, 1, dilation, NULL, NULL, ACT_NONE));
-    TRY(c->codec->snake(c->be, c->act, c->buffer[2], c->buffer[2], u->alpha2, n, channels));
-    return conv(c, c->buffer[0], &u->conv2, c->buffer[2], n, 1, 1, NULL, c->buffer[0], ACT_NONE);
-}
-
-static status_t run_convnext(struct codec *c, const struct codec_convnext *w, struct past *p, int n)
-{
-    int channels = p->width;
-    TRY(stage(c, p, n));
-    TRY(c->codec->depthwise(c->be, c->act, c->buffer[2], c->buffer[1], w->depthwise, w->depthwise_bias, n, channels,
-                            DEPTHWISE_TAPS));
-    TRY(c->codec->layernorm(c->be, c->act, c->buffer[2], c->buffer[2], w->norm, w->norm_bias, n, channels, NORM_EPS));
-    TRY(conv(c, c->buffer[1], &w->up, c->buffer[2], n, 1, 1, NULL, NULL, ACT_GELU));
-    return conv(c, c->buffer[0], &w->down, c->buffer[1], n, 1, 1, w->gamma, c->buffer[0], ACT_NONE);
-}
-
-static status_t run_transformer(struct codec *c, const struct codec_transformer *t, struct past *kv, int n, int pos0)
+/* x [n][dim] through the transformer, in place but for the last norm, which makes rows of `form` at `out`. in and next are
+ * at its disposal; x and out may be one. */
+static status_t run_transformer(struct codec *c, const struct codec_transformer *t, struct past *kv, int n, int pos0,
+                                float *x, enum codec_form form, void *out)
 {
     struct codec_attention a = {.n_head = t->n_head, .head_dim = t->head_dim, .window = t->window,
                                 .d_cos_sin = c->d_cos_sin};
+    float *wide = c->next;
     if (pos0 + n > c->cos_sin_rows)
         return FAIL(ST_EINPUT, "codec: position %d is beyond the %d its RoPE table holds (%.0f s of audio)", pos0 + n,
                     c->cos_sin_rows, c->w->config.max_frames * (double)c->hop / c->w->config.sample_rate);
     for (int i = 0; i < t->n_layer; i++) {
         const struct codec_transformer_layer *l = &t->layers[i];
-        TRY(c->codec->rmsnorm(c->be, c->act, c->buffer[2], c->buffer[0], l->attention_norm, n, t->dim, t->eps));
-        TRY(conv(c, c->buffer[1], &l->wqkv, c->buffer[2], n, 1, 1, NULL, NULL, ACT_NONE));
-        /* qkv moves to buffer[2], so that the keys and values can grow behind their history in buffer[1]. */
-        TRY(c->codec->copy(c->be, c->buffer[2], c->buffer[1], (size_t)n * 3 * (size_t)t->dim * c->item));
-        size_t row  = (size_t)kv[i].width * c->item;
-        int    past = pos0 < kv[i].rows ? pos0 : kv[i].rows;
-        if (past)
-            TRY(c->codec->copy(c->be, c->buffer[1], (char *)kv[i].d + (size_t)(kv[i].rows - past) * row, (size_t)past * row));
-        size_t y = ((size_t)n * 3 * (size_t)t->dim);
-        TRY(c->codec->attention(c->be, c->act, at(c, c->buffer[2], y), c->buffer[2], c->buffer[1], &a, n, pos0, past));
-        TRY(conv(c, c->buffer[0], &l->wo, at(c, c->buffer[2], y), n, 1, 1, l->attention_gamma, c->buffer[0], ACT_NONE));
-        /* Keep the last rows; while there are fewer than a window, they stand at the end. */
-        int keep = past + n < kv[i].rows ? past + n : kv[i].rows;
-        if (keep)
-            TRY(c->codec->copy(c->be, (char *)kv[i].d + (size_t)(kv[i].rows - keep) * row,
-                               (char *)c->buffer[1] + (size_t)(past + n - keep) * row, (size_t)keep * row));
-        TRY(c->codec->rmsnorm(c->be, c->act, c->buffer[2], c->buffer[0], l->ffn_norm, n, t->dim, t->eps));
-        TRY(conv(c, c->buffer[1], &l->w13, c->buffer[2], n, 1, 1, NULL, NULL, ACT_NONE));
-        TRY(c->codec->silu_mul(c->be, c->act, c->buffer[2], c->buffer[1], n, t->intermediate));
-        TRY(conv(c, c->buffer[0], &l->w2, c->buffer[2], n, 1, 1, l->ffn_gamma, c->buffer[0], ACT_NONE));
+        struct past *p    = &kv[i];
+        int          past = pos0 < p->rows ? pos0 : p->rows;
+        TRY(c->codec->rmsnorm(c->be, c->form, c->in, x, l->attention_norm, n, t->dim, t->eps));
+        TRY(conv(c, &l->wqkv, n, (struct step){.y = wide}));
+        TRY(c->codec->attention(c->be, c->form, c->in, wide, p->d[!p->now], p->d[p->now], &a, n, pos0, past));
+        p->now = !p->now;
+        TRY(conv(c, &l->wo, n, (struct step){.gamma = l->attention_gamma, .residual = x, .y = x}));
+        TRY(c->codec->rmsnorm(c->be, c->form, c->in, x, l->ffn_norm, n, t->dim, t->eps));
+        TRY(conv(c, &l->w13, n, (struct step){.y = wide}));
+        TRY(c->codec->silu_mul(c->be, c->form, c->in, wide, n, t->intermediate));
+        TRY(conv(c, &l->w2, n, (struct step){.gamma = l->ffn_gamma, .residual = x, .y = x}));
     }
-    TRY(c->codec->rmsnorm(c->be, c->act, c->buffer[2], c->buffer[0], t->norm, n, t->dim, t->eps));
-    swap_in(c, 2);
-    return ST_OK;
+    return c->codec->rmsnorm(c->be, form, out, x, t->norm, n, t->dim, t->eps);
 }
 
 /* ---- decode ---- */
@@ -540,35 +600,17 @@ static status_t run_transformer(struct codec *c, const struct codec_transformer 
 /* Keys and values need no clearing: `past` counts the valid ones. */
 static status_t clear_state(struct codec *c, struct path_state *s)
 {
-    size_t most = 0;
-    struct past *all[5 + 2 * CODEC_DOWNSAMPLES + CODEC_RATES * (1 + CODEC_UNITS)];
-    int          n = 0;
-    all[n++] = &s->in;
-    all[n++] = &s->out;
-    for (int i = 0; i < CODEC_DOWNSAMPLES; i++) {
-        all[n++] = &s->resample[i];
-        all[n++] = &s->next[i];
-    }
+    TRY(past_clear(c, &s->in));
+    TRY(past_clear(c, &s->out));
+    for (int i = 0; i < CODEC_DOWNSAMPLES; i++)
+        TRY(past_clear(c, &s->next[i]));
     for (int i = 0; i < CODEC_RATES; i++) {
-        all[n++] = &s->blocks[i].resample;
+        TRY(past_clear(c, &s->blocks[i].resample));
         for (int u = 0; u < CODEC_UNITS; u++)
-            all[n++] = &s->blocks[i].units[u].conv1;
+            TRY(past_clear(c, &s->blocks[i].units[u].conv1));
     }
-    for (int i = 0; i < n; i++) {
-        size_t bytes = (size_t)all[i]->rows * (size_t)all[i]->width * c->item;
-        most         = bytes > most ? bytes : most;
-    }
-    void *zeros = calloc(1, most + 1);
-    if (!zeros)
-        return FAIL(ST_ENOMEM, "codec: no memory");
-    status_t st = ST_OK;
-    for (int i = 0; i < n && st == ST_OK; i++)
-        st = past_clear(c, all[i], zeros);
-    if (st == ST_OK)
-        st = c->ops->sync(c->be);
-    free(zeros);
     s->position = 0;
-    return st;
+    return ST_OK;
 }
 
 status_t codec_decode_begin(struct codec *c)
@@ -576,38 +618,39 @@ status_t codec_decode_begin(struct codec *c)
     return clear_state(c, &c->decode);
 }
 
-/* z = z_semantic + (((z_1 + z_2) + …) + z_9), each W·codebook[c] + b (codec.md §2.1), x [n][latent]. */
-static status_t dequantize(const struct codec *c, const int32_t *codes, size_t stride, int n, float *x)
+/* codes [n_codebooks][stride] → packed [n_codebooks][n]; above a book's size they are clamped, as in the original. */
+static status_t pack_codes(const struct codec *c, const int32_t *codes, size_t stride, int n, int32_t *packed)
 {
-    const struct codec_weights *w = c->w;
-    size_t                      latent = (size_t)w->config.latent;
-    float                      *sum    = malloc(latent * sizeof *sum);
-    if (!sum)
-        return FAIL(ST_ENOMEM, "codec: no memory");
-    for (int t = 0; t < n; t++) {
-        memset(sum, 0, latent * sizeof *sum);
-        for (int k = w->n_codebooks > 1 ? 1 : 0;;) {
-            const struct codebook *b    = &w->codebooks[k];
-            int32_t                code = codes[(size_t)k * stride + (size_t)t];
-            if (code < 0) {
-                free(sum);
+    for (int k = 0; k < c->w->n_codebooks; k++)
+        for (int t = 0; t < n; t++) {
+            int32_t code = codes[(size_t)k * stride + (size_t)t], most = c->w->codebooks[k].size - 1;
+            if (code < 0)
                 return FAIL(ST_EINPUT, "codec: frame %d, codebook %d: code %d is negative", c->decode.position + t, k, code);
-            }
-            const float *v = b->table + (size_t)(code < b->size ? code : b->size - 1) * CODEBOOK_DIM;
-            for (size_t o = 0; o < latent; o++) {
-                float z = 0;
-                for (int i = 0; i < CODEBOOK_DIM; i++)
-                    z += b->out_w[o * CODEBOOK_DIM + (size_t)i] * v[i];
-                z += b->out_b[o];
-                sum[o] = k == 0 ? z + sum[o] : sum[o] + z;
-            }
-            if (k == 0)
-                break;
-            k = k + 1 < w->n_codebooks ? k + 1 : 0;
+            packed[(size_t)k * (size_t)n + (size_t)t] = code < most ? code : most;
         }
-        memcpy(x + (size_t)t * latent, sum, latent * sizeof *sum);
+    return ST_OK;
+}
+
+/* The upsampled latent's rows for the decoder, behind their history, in `in`. */
+static status_t run_quantizer(struct codec *c, const int32_t *codes, size_t stride, int n)
+{
+    struct codec_weights *w = c->w;
+    struct path_state    *s = &c->decode;
+    int32_t              *packed = malloc((size_t)w->n_codebooks * (size_t)n * sizeof *packed);
+    if (!packed)
+        return FAIL(ST_ENOMEM, "codec: no memory");
+    status_t st = pack_codes(c, codes, stride, n, packed);
+    if (st == ST_OK)
+        st = c->codec->dequantize(c->be, c->x, &c->books, packed, n);
+    free(packed);
+    TRY(st);
+    TRY(run_transformer(c, &w->post, s->kv, n, s->position, c->x, c->form, c->in));
+    for (int i = 0; i < CODEC_DOWNSAMPLES; i++, n *= 2) {
+        bool        is_last = i + 1 == CODEC_DOWNSAMPLES;
+        struct step on      = {.y = is_last ? c->d_latent : NULL, .next = true, .past = is_last ? &s->in : NULL};
+        TRY(run_convnext(c, &w->upsample[i], 1, w->config.latent, &w->upsample_next[i], &s->next[i], n, 2 * n, on));
     }
-    free(sum);
+    c->latent_rows = n;
     return ST_OK;
 }
 
@@ -617,41 +660,23 @@ status_t codec_decode_push(struct codec *c, const int32_t *codes, size_t stride,
     struct path_state    *s = &c->decode;
     if (n < 1 || n > c->options.chunk_frames || !w->has_decoder)
         return FAIL(ST_EINTERNAL, "codec: a push of %d frames, at most %d", n, c->options.chunk_frames);
-    size_t latent = (size_t)w->config.latent;
-    float *x      = malloc((size_t)n * latent * sizeof *x);
-    if (!x)
-        return FAIL(ST_ENOMEM, "codec: no memory");
-    status_t st = dequantize(c, codes, stride, n, x);
-    if (st == ST_OK)
-        st = c->codec->load(c->be, c->act, c->buffer[0], x, (size_t)n * latent);
-    if (st == ST_OK)
-        st = c->ops->sync(c->be);
-    free(x);
-    TRY(st);
-    TRY(run_transformer(c, &w->post, s->kv, n, s->position));
-    int rows = n;
-    for (int i = 0; i < CODEC_DOWNSAMPLES; i++) {
-        TRY(conv(c, c->buffer[2], &w->upsample[i], c->buffer[0], rows, 1, 1, NULL, NULL, ACT_NONE));
-        swap_in(c, 2);
-        rows *= 2;
-        TRY(run_convnext(c, &w->upsample_next[i], &s->next[i], rows));
-    }
-    TRY(stage(c, &s->in, rows));
-    TRY(c->codec->copy(c->be, c->d_latent, at(c, c->buffer[1], (size_t)s->in.rows * latent), (size_t)rows * latent * c->item));
-    c->latent_rows = rows;
-    TRY(conv(c, c->buffer[0], &w->decoder_in, c->buffer[1], rows, 1, 1, NULL, NULL, ACT_NONE));
+    TRY(run_quantizer(c, codes, stride, n));
+    int rows = n << CODEC_DOWNSAMPLES;
+    TRY(conv(c, &w->decoder_in, rows,
+             (struct step){.next = true, .past = &s->blocks[0].resample, .alpha = w->decoder[0].alpha}));
     for (int i = 0; i < CODEC_RATES; i++) {
-        const struct codec_block *b = &w->decoder[i];
-        TRY(stage_snake(c, &s->blocks[i].resample, b->alpha, rows));
-        TRY(conv(c, c->buffer[0], &b->resample, c->buffer[1], rows, 1, 1, NULL, NULL, ACT_NONE));
+        const struct codec_block *b    = &w->decoder[i];
+        struct block_state       *bs   = &s->blocks[i];
+        bool                      more = i + 1 < CODEC_RATES;
+        TRY(conv(c, &b->resample, rows, (struct step){.y = c->x, .next = true, .past = &bs->units[0].conv1,
+                                                      .alpha = b->units[0].alpha1, .channels = b->out}));
         rows *= b->stride;
-        for (int u = 0; u < CODEC_UNITS; u++)
-            TRY(run_unit(c, &b->units[u], &s->blocks[i].units[u], dilations[u], rows));
+        TRY(run_units(c, b, bs, rows, (struct step){.next = true, .past = more ? &s->blocks[i + 1].resample : &s->out,
+                                                    .alpha = more ? w->decoder[i + 1].alpha : w->decoder_alpha}));
     }
-    TRY(stage_snake(c, &s->out, w->decoder_alpha, rows));
-    TRY(conv(c, c->buffer[0], &w->decoder_out, c->buffer[1], rows, 1, 1, NULL, NULL, ACT_TANH));
+    TRY(conv(c, &w->decoder_out, rows, (struct step){.act = ACT_TANH, .y = c->x}));
     s->position += n;
-    return c->codec->store(c->be, DT_F32, wav, c->buffer[0], (size_t)rows); /* one channel: FP32 in every mode */
+    return c->ops->download(c->be, wav, c->x, (size_t)rows * sizeof *wav);
 }
 
 status_t codec_decode(struct codec *c, const struct codes *codes, float *wav)
@@ -675,31 +700,37 @@ static status_t encode_push(struct codec *c, const float *wav, int n, float *z)
 {
     struct codec_weights *w = c->w;
     struct path_state    *s = &c->encode;
-    int                   rows = n * c->hop;
-    TRY(c->codec->load(c->be, c->act, c->buffer[0], wav, (size_t)rows));
-    TRY(stage(c, &s->in, rows));
-    TRY(conv(c, c->buffer[0], &w->encoder_in, c->buffer[1], rows, 1, 1, NULL, NULL, ACT_NONE));
+    int                   rows = n * c->hop, latent = w->config.latent;
+    TRY(c->codec->load(c->be, c->form, behind(c->in, &s->in), wav, rows));
+    TRY(join(c, &s->in, c->in, rows));
+    TRY(conv(c, &w->encoder_in, rows, (struct step){.y = c->x, .next = true, .past = &s->blocks[0].units[0].conv1,
+                                                    .alpha = w->encoder[0].units[0].alpha1}));
     for (int i = 0; i < CODEC_RATES; i++) {
-        const struct codec_block *b = &w->encoder[i];
-        for (int u = 0; u < CODEC_UNITS; u++)
-            TRY(run_unit(c, &b->units[u], &s->blocks[i].units[u], dilations[u], rows));
-        TRY(stage_snake(c, &s->blocks[i].resample, b->alpha, rows));
+        const struct codec_block *b    = &w->encoder[i];
+        bool                      more = i + 1 < CODEC_RATES;
+        TRY(run_units(c, b, &s->blocks[i], rows, (struct step){.next = true, .past = &s->blocks[i].resample, .alpha = b->alpha}));
         rows /= b->stride;
-        TRY(conv(c, c->buffer[0], &b->resample, c->buffer[1], rows, b->stride, 1, NULL, NULL, ACT_NONE));
+        TRY(conv(c, &b->resample, rows, (struct step){.stride = b->stride, .y = c->x, .next = more,
+                                                      .past = more ? &s->blocks[i + 1].units[0].conv1 : NULL,
+                                                      .alpha = more ? w->encoder[i + 1].units[0].alpha1 : NULL}));
     }
     if (w->encoder_transformer.n_layer)
-        TRY(run_transformer(c, &w->encoder_transformer, s->top_kv, rows, s->position << CODEC_DOWNSAMPLES));
-    TRY(stage_snake(c, &s->out, w->encoder_alpha, rows));
-    TRY(conv(c, c->buffer[0], &w->encoder_out, c->buffer[1], rows, 1, 1, NULL, NULL, ACT_NONE));
+        TRY(run_transformer(c, &w->encoder_transformer, s->top_kv, rows, s->position << CODEC_DOWNSAMPLES, c->x, ROWS_PLAIN, c->x));
+    TRY(c->codec->snake(c->be, c->form, behind(c->in, &s->out), c->x, w->encoder_alpha, rows, s->out.width));
+    TRY(join(c, &s->out, c->in, rows));
+    TRY(conv(c, &w->encoder_out, rows, (struct step){.next = true}));
+    float *plain = NULL;
     for (int i = 0; i < CODEC_DOWNSAMPLES; i++) {
+        bool is_last = i + 1 == CODEC_DOWNSAMPLES;
+        plain        = behind(c->next, &s->next[i]);
         rows /= 2;
-        TRY(conv(c, c->buffer[2], &w->downsample[i], c->buffer[0], rows, 2, 1, NULL, NULL, ACT_NONE));
-        swap_in(c, 2);
-        TRY(run_convnext(c, &w->downsample_next[i], &s->next[i], rows));
+        TRY(run_convnext(c, &w->downsample[i], 2, latent, &w->downsample_next[i], &s->next[i], rows, rows,
+                         (struct step){.y = is_last ? plain : NULL, .next = !is_last}));
     }
-    TRY(run_transformer(c, &w->pre, s->kv, rows, s->position));
+    TRY(c->codec->copy(c->be, c->x, plain, (size_t)rows * (size_t)latent * sizeof *z));
+    TRY(run_transformer(c, &w->pre, s->kv, rows, s->position, c->x, ROWS_PLAIN, c->x));
     s->position += n;
-    return c->codec->store(c->be, c->act, z, c->buffer[0], (size_t)rows * (size_t)w->config.latent);
+    return c->ops->download(c->be, z, c->x, (size_t)rows * (size_t)latent * sizeof *z);
 }
 
 /* Row of the codebook with the largest cosine similarity to in_proj(z), lowest index on ties; both sides L2-normalised
@@ -777,5 +808,5 @@ status_t codec_latent(struct codec *c, float *latent)
 {
     if (!c->latent_rows)
         return FAIL(ST_EINTERNAL, "codec: nothing was decoded yet");
-    return c->codec->store(c->be, c->act, latent, c->d_latent, (size_t)c->latent_rows * (size_t)c->w->config.latent);
+    return c->ops->download(c->be, latent, c->d_latent, (size_t)c->latent_rows * (size_t)c->w->config.latent * sizeof *latent);
 }
