@@ -180,7 +180,7 @@ bench-fleet: all $(BUILD)/tests/flow/make_results ## planning, merging 10,000 fi
 
 bench-codec: all ## the codec alone: DEVICE=cpu|cuda, published shape, 215 frames
 	@[ -e $(BENCH_CKPT)/codec.pth ] || $(BUILD)/qsweep synth $(BENCH_CKPT) --shape s1-mini --seed 1 --codec
-	@$(BUILD)/qsweep codec bench $(BENCH_CKPT) --device $(or $(DEVICE),cpu) $(if $(filter cuda%,$(DEVICE)),--chunk 108 --runs 20,--runs 3)
+	@$(BUILD)/qsweep codec bench $(BENCH_CKPT) --device $(or $(DEVICE),cpu) $(if $(filter cuda%,$(DEVICE)),--runs 20,--runs 3)
 
 asan: ## unit tests under AddressSanitizer and UBSan
 	@$(MAKE) --no-print-directory -j2 unit BUILD=$(BUILD)/asan CUDA=0 CFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined"

@@ -64,9 +64,9 @@ status_t work_to_json(const struct work *w, char **json)
     for (size_t i = 0; facts && i < w->n_facts; i++)
         json_object_set_new(facts, w->facts[i].key, json_string(w->facts[i].value));
     json_t *root =
-        json_pack("{s:o?, s:i, s:i, s:i, s:i, s:i, s:b, s:f, s:s, s:o?}", "cell", cell, "part", w->part, "parts",
+        json_pack("{s:o?, s:i, s:i, s:i, s:i, s:i, s:b, s:f, s:s, s:s, s:o?}", "cell", cell, "part", w->part, "parts",
                   w->n_parts, "rank", w->rank, "attempt", w->attempt, "threads", w->n_threads, "pin", (int)w->pin,
-                  "trace_period_ms", w->trace_period_ms, "reference", w->reference, "facts", facts);
+                  "trace_period_ms", w->trace_period_ms, "audio", w->audio, "reference", w->reference, "facts", facts);
     *json = root ? json_dumps(root, JSON_INDENT(1)) : NULL;
     json_decref(root);
     return *json ? ST_OK : FAIL(ST_ENOMEM, "no memory for a worker's task");
@@ -123,7 +123,10 @@ static status_t read_root(const json_t *root, const char *label, struct work *ou
     out->trace_period_ms = json_number_value(period);
     if (out->trace_period_ms != 0 && !(out->trace_period_ms >= 1 && out->trace_period_ms <= 10000))
         return FAIL(ST_EINPUT, "%s: trace_period_ms: want 0 or 1..10000", label);
-    const json_t *reference = json_object_get(root, "reference");
+    const json_t *audio = json_object_get(root, "audio"), *reference = json_object_get(root, "reference");
+    if (audio && (!json_is_string(audio) || json_string_length(audio) >= sizeof out->audio))
+        return FAIL(ST_EINPUT, "%s: audio: want the beginning of a path", label);
+    snprintf(out->audio, sizeof out->audio, "%s", audio ? json_string_value(audio) : "");
     if (reference && (!json_is_string(reference) || json_string_length(reference) >= sizeof out->reference))
         return FAIL(ST_EINPUT, "%s: reference: want a folder", label);
     snprintf(out->reference, sizeof out->reference, "%s", reference ? json_string_value(reference) : "");

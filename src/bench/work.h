@@ -15,6 +15,7 @@ struct work {
     int          rank, attempt;
     int          n_threads; /* 0 = all cores the process may use                                        */
     bool         pin;       /* false where processes have to share cores                                */
+    char         audio[MODEL_PATH_MAX];     /* the first sound of text t is kept as AUDIO-textT.wav; "" = none is   */
     char         reference[MODEL_PATH_MAX]; /* folder of the model before it was quantized; "" = the cell's own   */
     double       trace_period_ms; /* 0 = the default                                                          */
     struct fact *facts;           /* the launcher's own provenance, [n_facts], copied into the result         */

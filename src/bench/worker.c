@@ -241,6 +241,11 @@ static status_t measure_samples(struct measurement *m, struct latencies *l, int 
              .order = i - first,
         };
         gpu_watch_begin(m->gpu);
+        char audio_path[MODEL_PATH_MAX + 32];
+        if (m->work->audio[0] && cell->codec != CODEC_OFF && sample.repeat == 0) {
+            snprintf(audio_path, sizeof audio_path, "%s-text%d.wav", m->work->audio, t);
+            request.audio_path = audio_path;
+        }
         TRY(one_request(m, &request, &sample));
         gpu_watch_end(m->gpu, &sample);
         steps += sample.steps;

@@ -385,6 +385,12 @@ static status_t make_work(struct rank *r, struct run run, struct running *w)
     if (w->work.cell.deadline_s <= 0)
         w->work.cell.deadline_s = DEFAULT_DEADLINE_S;
     find_reference(r->prepared->plan, cell, w->work.reference, sizeof w->work.reference);
+    if (cell->keep_audio && cell->codec != CODEC_OFF) {
+        int n = snprintf(w->work.audio, sizeof w->work.audio, "%s/audio/%s", r->prepared->output, cell->id);
+        if (n < 0 || (size_t)n >= sizeof w->work.audio)
+            return FAIL(ST_EINPUT, "%s: the path is too long to keep audio below it", r->prepared->output);
+        TRY(atomic_make_folder(w->work.audio));
+    }
     w->work.part = run.process;
     w->work.n_parts = work_parts(&cell->workload);
     w->work.rank = r->seat->me.rank;

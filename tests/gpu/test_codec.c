@@ -204,7 +204,7 @@ static void convolutions(void)
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         for (int kind = 0; kind < 3; kind++) {
             int    form = kind ? CODEC_FORM_BF16 : CODEC_FORM_SPLIT, format = kind == 2 ? CODEC_W_I8 : kind ? CODEC_W_BF16 : CODEC_W_SPLIT;
-            double next, worst = conv_error(&cases[i], form, format, &next);
+            double next = INFINITY, worst = conv_error(&cases[i], form, format, &next);
             tap_ok(worst <= CONV_BOUND && next <= CONV_BOUND, "convolution %d × %d × %d × %d, %s: sums and next rows are within %.0e of FP64 (%.1e, %.1e)",
                    cases[i].n, cases[i].rows, cases[i].taps, cases[i].cols, kind == 2 ? "int8" : kind ? "bf16" : "fp32", CONV_BOUND, worst, next);
         }

@@ -28,6 +28,7 @@ static void make(struct work *w)
     w->n_threads = 4;
     w->pin = true;
     w->trace_period_ms = 5;
+    strcpy(w->audio, "results/ä/audio/0123");
     strcpy(w->reference, "models/before \"quantizing\"");
     w->facts = calloc(1, sizeof *w->facts);
     w->n_facts = 1;
@@ -55,6 +56,7 @@ static void a_task_survives_the_way_through_json(void **state)
     assert_true(back.pin);
     assert_true(back.trace_period_ms == w.trace_period_ms);
     assert_string_equal(back.reference, w.reference);
+    assert_string_equal(back.audio, w.audio);
     assert_int_equal(back.n_facts, 1);
     assert_string_equal(back.facts[0].key, w.facts[0].key);
     assert_string_equal(back.facts[0].value, w.facts[0].value);
@@ -87,6 +89,7 @@ static void impossible_values_are_refused(void **state)
         {"\"rank\": 7", "\"rank\": 1e3"},
         {"\"facts\": {", "\"facts\": [], \"x\": {"},
         {"\"trace_period_ms\": 5", "\"trace_period_ms\": 0.5"},
+        {"\"audio\": \"results", "\"audio\": [7], \"x\": \"results"},
         {"\"reference\": \"models", "\"reference\": [7], \"x\": \"models"},
     };
     struct work w, back;
