@@ -210,11 +210,19 @@ fuzz-build:
 fuzz: fuzz-build ## every parser under libFuzzer, ASan and UBSan (clang): FUZZ_SECONDS=5 each
 	@tests/fuzz/run $(BUILD)/fuzz $(FUZZ_SECONDS)
 
+bundle: all man ## one relocatable archive for bare machines: build/qsweep-bundle-VERSION.tar.xz
+	@jobs/bundle.sh $(BUILD) $(VERSION)
+release: ## the bundle with code for every card from A100 to H200, in build/release
+	@$(MAKE) --no-print-directory -j2 bundle BUILD=$(BUILD)/release CUDA_ARCH="sm_80 sm_86 sm_89 sm_90"
+
+man: $(BUILD)/qsweep ## man pages and shell completion from the help texts: build/man, build/completion
+	@jobs/man.sh $(BUILD) $(VERSION)
+
 clean: ## remove the build folder
 	rm -rf $(BUILD)
 help: ## list these targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-.PHONY: bench-fleet bench-codec fuzz fuzz-build fuzz-programs all bench compare unit test test-programs asan tsan cov clean help FORCE
+.PHONY: bundle release man bench-fleet bench-codec fuzz fuzz-build fuzz-programs all bench compare unit test test-programs asan tsan cov clean help FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 

@@ -149,7 +149,7 @@ static void check_mpi(struct checkup *c, const struct wish *wish)
             "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 (`qsweep run --ranks N` sets them)");
     if (!checkup_which("ssh", path, sizeof path) && !getenv("OMPI_MCA_plm_rsh_agent") && !getenv("OMPI_MCA_plm"))
         finding_remedy(checkup_add(c, "mpirun-ssh", FOUND_WARN, "no ssh here: Open MPI 4 then fails even on one host"),
-                       "export OMPI_MCA_plm_rsh_agent=false");
+                       "export OMPI_MCA_plm_rsh_agent= (empty)");
 }
 
 static void check_audio(struct checkup *c)

@@ -65,6 +65,7 @@ struct process { unsigned pid; unsigned long long bytes; unsigned a, b; };
 int nvmlInit_v2(void) { return 0; }
 int nvmlShutdown(void) { return 0; }
 const char *nvmlErrorString(int e) { return e == 2 ? "Invalid Argument" : "other"; }
+int nvmlDeviceGetCount_v2(unsigned *n) { *n = (unsigned)number("FAKE_CARDS"); return 0; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **d) { *d = (void *)1; return i < (unsigned)number("FAKE_CARDS") ? 0 : 2; }
 int nvmlDeviceGetHandleByUUID(const char *u, void **d) { (void)u; (void)d; return 2; }
 int nvmlDeviceGetName(void *d, char *o, unsigned n) { (void)d; strncpy(o, "Test Card", n); return 0; }
