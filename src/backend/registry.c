@@ -1,5 +1,6 @@
 /* Which backends this program has. The only place that knows whether CUDA was built in. */
 #include "backend/backend.h"
+#include "backend/peer.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -7,6 +8,7 @@
 extern const struct backend_ops cpu_ref_ops, cpu_ops;
 #ifdef HAVE_CUDA
 extern const struct backend_ops cuda_ops __attribute__((weak)); /* absent while the CUDA half is not linked */
+extern const struct peer_ops    peer_nccl __attribute__((weak));
 #endif
 
 status_t backend_find(const char *name, const struct backend_ops **out)
@@ -54,4 +56,13 @@ void backend_close(struct backend *be)
 {
     if (be)
         backend_ops_of(be)->close(be);
+}
+
+const struct peer_ops *peer_ops(void)
+{
+#ifdef HAVE_CUDA
+    if (&peer_nccl)
+        return &peer_nccl;
+#endif
+    return NULL;
 }
