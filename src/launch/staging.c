@@ -1,5 +1,6 @@
 #include "launch/staging.h"
 
+#include "backend/peer.h"
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/log.h"
@@ -8,6 +9,7 @@
 #include "launch/rank.h"
 #include "model/quantize.h"
 #include "model/stage_file.h"
+#include "store/atomic_file.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -22,6 +24,8 @@
 
 enum { MODELS_MAX = 64, REPORT_BYTES_MAX = 4096 };
 static const double STAGE_DEADLINE_S = 3600;
+static const double PEER_DEADLINE_S = 600; /* a group of which one process never came would wait for ever */
+static const int64_t PEER_WAIT_NS = 60 * (int64_t)1000000000;
 /* Left free in the memory file system: cells need memory too. */
 static const uint64_t ROOM_LEFT = 64 << 20;
 
@@ -231,6 +235,94 @@ static status_t make_part(struct stager *g, const char *fingerprint, struct part
     return st;
 }
 
+/* ---- between hosts ---- */
+
+/* The id of the group of GPUs: made by host 0's process, in a file; carried to the other hosts' files. Hosts' first ranks. */
+static status_t carry_id(struct stager *g, const char *path)
+{
+    struct {
+        int32_t       made;
+        unsigned char bytes[PEER_ID_BYTES];
+    } id = {0};
+    if (g->me->host_index == 0) {
+        char  *bytes;
+        size_t size;
+        for (int64_t until = clock_ns() + PEER_WAIT_NS; !file_exists(path) && clock_ns() < until && !*g->stop;)
+            usleep(10000);
+        if (file_exists(path) && file_read(path, sizeof id.bytes, &bytes, &size) == ST_OK) {
+            id.made = size == sizeof id.bytes;
+            memcpy(id.bytes, bytes, id.made ? size : 0);
+            free(bytes);
+        }
+    }
+    TRY(fabric_hosts_broadcast(&id, sizeof id, 0));
+    if (!id.made)
+        return FAIL(ST_EDEVICE, "staging of %s: host 0's process made no NCCL id", g->model->model);
+    if (g->me->host_index == 0)
+        return ST_OK;
+    return atomic_write(path, &(struct piece){id.bytes, sizeof id.bytes}, 1);
+}
+
+/* `qsweep stage --peer` on every host carries the bytes through NCCL. Ranks hold no GPU. */
+static status_t exchange_by_gpus(struct stager *g, const char *fingerprint, struct exchange_times *moved)
+{
+    char                program[4200], path[4200], report[4300], id[4300], host_of[4300], peer[48], parts[16];
+    int                 job = 0;
+    struct part_report  told = {0};
+    struct spawn_request request = {.cores = &g->seat->host, .deadline_s = PEER_DEADLINE_S, .grace_s = 2};
+    weights_path(g, path, sizeof path);
+    snprintf(report, sizeof report, "%s/peer-report", g->model->folder);
+    snprintf(id, sizeof id, "%s/peer-id", g->model->folder);
+    snprintf(host_of, sizeof host_of, "%s/peer-hosts", g->model->folder);
+    snprintf(peer, sizeof peer, "%d/%d", g->me->host_index, g->me->n_hosts);
+    snprintf(parts, sizeof parts, "%d", g->n_parts);
+    char *const argv[] = {program, "stage", (char *)g->model->model, "--recipe", (char *)recipe_name(g->file.recipe), "--hash",
+                          (char *)fingerprint, "--peer", peer, "--parts", parts, "--id", id, "--host-of", host_of, "--file", path,
+                          "--report", report, NULL};
+    request.argv = argv;
+    status_t st = rank_program(program, sizeof program);
+    if (st == ST_OK)
+        st = atomic_write(host_of, &(struct piece){g->host_of, (size_t)g->n_parts * sizeof *g->host_of}, 1);
+    if (st == ST_OK && g->me->host_index == 0)
+        st = spawner_start(g->spawner, &request, &job, NULL);
+    TRY(carry_id(g, id)); /* also with a failure here: the other hosts wait for the word */
+    if (st == ST_OK && g->me->host_index != 0)
+        st = spawner_start(g->spawner, &request, &job, NULL);
+    if (st == ST_OK)
+        st = await(g, job);
+    if (st == ST_OK)
+        st = read_report(report, &told);
+    unlink(report);
+    unlink(id);
+    unlink(host_of);
+    *moved = (struct exchange_times){told.read_s, told.quantize_s, told.bytes_read}; /* a peer's report has these in their places */
+    g->report.init_s = told.init_s;
+    return st;
+}
+
+/* Hosts' first ranks only. */
+static status_t exchange(struct stager *g, const char *fingerprint, struct exchange_times *moved)
+{
+    int32_t  own = g->me->host_index ? access("/dev/nvidiactl", F_OK) == 0 : 0, *all = NULL;
+    const char *wanted = getenv("QSWEEP_STAGE_NCCL");
+    status_t st = ST_OK;
+    bool     by_gpus = true;
+    if (g->me->n_hosts == 1)
+        return ST_OK;
+    if (g->me->host_index == 0)
+        own = wanted && strcmp(wanted, "1") == 0 && access("/dev/nvidiactl", F_OK) == 0;
+    all = calloc((size_t)g->me->n_hosts, sizeof *all);
+    st = all ? fabric_hosts_all_gather(&own, sizeof own, all) : FAIL(ST_ENOMEM, "no memory for %d hosts", g->me->n_hosts);
+    for (int h = 0; st == ST_OK && h < g->me->n_hosts; h++)
+        by_gpus = by_gpus && all[h];
+    free(all);
+    TRY(st);
+    return by_gpus ? exchange_by_gpus(g, fingerprint, moved)
+                   : staging_exchange(&fabric_carrier, g->me->host_index, g->me->n_hosts, &g->file, g->n_parts, g->host_of, g->map, moved);
+}
+
+/* ---- checking and completing ---- */
+
 static void hex(const unsigned char *bytes, int n, char *out)
 {
     for (int i = 0; i < n; i++)
@@ -311,7 +403,7 @@ static status_t stage_model(struct stager *g, const char *fingerprint)
     st = g->me->rank < g->n_parts ? make_part(g, fingerprint, &own) : ST_OK;
     TRY(agree(g, st));
     TRY(fabric_all_gather(&own, sizeof own, g->parts));
-    st = is_leader(g) ? staging_exchange(g->me, &g->file, g->n_parts, g->host_of, g->map, &moved) : ST_OK;
+    st = is_leader(g) ? exchange(g, fingerprint, &moved) : ST_OK;
     TRY(agree(g, st));
     st = is_leader(g) ? verify(g) : ST_OK;
     if (st == ST_OK && is_leader(g))

@@ -10,6 +10,9 @@
  * server no more than they may crash); the ranks carry bytes between nodes over the fabric. Whatever the way, the file is
  * that of `qsweep quantize`, and each part's checksum travels beside it and is compared on every node.
  *
+ * With QSWEEP_STAGE_NCCL=1 and an NVIDIA GPU on every node, `qsweep stage` processes carry the bytes between nodes through
+ * NCCL instead (peer.h); this way is not measured yet.
+ *
  * The folder is /dev/shm/qsweep-UID-RUN (QSWEEP_STAGE_DIR names another place than /dev/shm), for its user alone; its size
  * is checked against statvfs first and reserved. It goes when the launcher ends, also when it is killed (the spawner
  * removes it); what a power cut leaves goes at the next start. */
@@ -59,13 +62,20 @@ void        stage_folder_remove(struct stage_folder *f);
 /* Free bytes there, UINT64_MAX when that cannot be known. */
 uint64_t stage_folder_free(void);
 
-/* staging_exchange.c: first ranks of their hosts only. `file` is this host's map. host_of [n_parts]: which host has a part.
- * After it every host has every part. */
+/* staging_exchange.c: one process a host. `file` is this host's map; host_of [n_parts]: which host has a part. After it
+ * every host has every part. */
 struct exchange_times {
     double copy_s, transfer_s;
     size_t bytes; /* received from other hosts */
 };
-status_t staging_exchange(const struct fabric_info *me, const struct stage_file *f, int n_parts, const int *host_of,
-                          unsigned char *file, struct exchange_times *times);
+struct exchange_carrier { /* adds to the seconds it is given */
+    status_t (*broadcast)(void *ctx, void *data, size_t bytes, int root_host, struct exchange_times *times);
+    status_t (*all_gather)(void *ctx, const void *send, size_t bytes, void *recv, struct exchange_times *times);
+    void  *ctx;
+    size_t chunk; /* of a broadcast */
+};
+extern const struct exchange_carrier fabric_carrier;
+status_t staging_exchange(const struct exchange_carrier *by, int host_index, int n_hosts, const struct stage_file *f, int n_parts,
+                          const int *host_of, unsigned char *file, struct exchange_times *times);
 
 #endif

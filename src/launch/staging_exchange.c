@@ -61,44 +61,40 @@ static size_t host_bytes(const struct stage_file *f, int n_parts, const int *hos
 }
 
 /* One host has everything: the data lie in the file as they are sent, so they need no buffer. */
-static status_t broadcast(const struct fabric_info *me, const struct stage_file *f, int root, unsigned char *file,
-                          struct exchange_times *times)
+static status_t broadcast(const struct exchange_carrier *by, int host_index, const struct stage_file *f, int root,
+                          unsigned char *file, struct exchange_times *times)
 {
-    for (size_t at = f->head_bytes; at < f->bytes; at += CHUNK) {
-        size_t  n = f->bytes - at < CHUNK ? f->bytes - at : CHUNK;
-        int64_t t0 = clock_ns();
-        TRY(fabric_hosts_broadcast(file + at, n, root));
-        times->transfer_s += clock_ms_since(t0) * 1e-3;
-        times->bytes += me->host_index == root ? 0 : n;
+    for (size_t at = f->head_bytes; at < f->bytes; at += by->chunk) {
+        size_t n = f->bytes - at < by->chunk ? f->bytes - at : by->chunk;
+        TRY(by->broadcast(by->ctx, file + at, n, root, times));
+        times->bytes += host_index == root ? 0 : n;
     }
     return ST_OK;
 }
 
-static status_t all_gather(const struct fabric_info *me, const struct stage_file *f, int n_parts, const int *host_of,
-                           unsigned char *file, struct exchange_times *times)
+static status_t all_gather(const struct exchange_carrier *by, int host_index, size_t n_hosts, const struct stage_file *f, int n_parts,
+                           const int *host_of, unsigned char *file, struct exchange_times *times)
 {
-    size_t n_hosts = (size_t)me->n_hosts, chunk = GATHER_MOST / (n_hosts + 1), most = 0;
+    size_t chunk = GATHER_MOST / (n_hosts + 1), most = 0;
     chunk = chunk > CHUNK ? CHUNK : chunk < GATHER_LEAST ? GATHER_LEAST : chunk;
-    unsigned char *send = malloc(chunk), *recv = malloc(chunk * n_hosts);
+    unsigned char *send = calloc(1, chunk), *recv = malloc(chunk * n_hosts);
     struct cursor *from = calloc(n_hosts, sizeof *from), own;
     status_t       st = send && recv && from ? ST_OK : FAIL(ST_ENOMEM, "no memory to exchange weights among %zu hosts", n_hosts);
-    for (int h = 0; st == ST_OK && h < me->n_hosts; h++) {
-        size_t bytes = host_bytes(f, n_parts, host_of, h);
-        from[h] = (struct cursor){.f = f, .host_of = host_of, .host = h, .n_parts = n_parts};
+    for (size_t h = 0; st == ST_OK && h < n_hosts; h++) {
+        size_t bytes = host_bytes(f, n_parts, host_of, (int)h);
+        from[h] = (struct cursor){.f = f, .host_of = host_of, .host = (int)h, .n_parts = n_parts};
         most = bytes > most ? bytes : most;
     }
-    own = (struct cursor){.f = f, .host_of = host_of, .host = me->host_index, .n_parts = n_parts};
+    own = (struct cursor){.f = f, .host_of = host_of, .host = host_index, .n_parts = n_parts};
     for (size_t at = 0; st == ST_OK && at < most; at += chunk) {
         int64_t t0 = clock_ns();
         cursor_copy(&own, file, send, chunk, false);
         times->copy_s += clock_ms_since(t0) * 1e-3;
+        st = by->all_gather(by->ctx, send, chunk, recv, times);
         t0 = clock_ns();
-        st = fabric_hosts_all_gather(send, chunk, recv);
-        times->transfer_s += clock_ms_since(t0) * 1e-3;
-        t0 = clock_ns();
-        for (int h = 0; st == ST_OK && h < me->n_hosts; h++)
-            if (h != me->host_index)
-                times->bytes += cursor_copy(&from[h], file, recv + (size_t)h * chunk, chunk, true);
+        for (size_t h = 0; st == ST_OK && h < n_hosts; h++)
+            if ((int)h != host_index)
+                times->bytes += cursor_copy(&from[h], file, recv + h * chunk, chunk, true);
         times->copy_s += clock_ms_since(t0) * 1e-3;
     }
     free(from);
@@ -107,10 +103,33 @@ static status_t all_gather(const struct fabric_info *me, const struct stage_file
     return st;
 }
 
-status_t staging_exchange(const struct fabric_info *me, const struct stage_file *f, int n_parts, const int *host_of,
-                          unsigned char *file, struct exchange_times *times)
+status_t staging_exchange(const struct exchange_carrier *by, int host_index, int n_hosts, const struct stage_file *f, int n_parts,
+                          const int *host_of, unsigned char *file, struct exchange_times *times)
 {
-    if (me->n_hosts == 1)
+    if (n_hosts == 1)
         return ST_OK;
-    return n_parts == 1 ? broadcast(me, f, host_of[0], file, times) : all_gather(me, f, n_parts, host_of, file, times);
+    return n_parts == 1 ? broadcast(by, host_index, f, host_of[0], file, times)
+                        : all_gather(by, host_index, (size_t)n_hosts, f, n_parts, host_of, file, times);
 }
+
+/* ---- over the fabric ---- */
+
+static status_t fabric_carry(void *ctx, void *data, size_t bytes, int root_host, struct exchange_times *times)
+{
+    (void)ctx;
+    int64_t  t0 = clock_ns();
+    status_t st = fabric_hosts_broadcast(data, bytes, root_host);
+    times->transfer_s += clock_ms_since(t0) * 1e-3;
+    return st;
+}
+
+static status_t fabric_gather_all(void *ctx, const void *send, size_t bytes, void *recv, struct exchange_times *times)
+{
+    (void)ctx;
+    int64_t  t0 = clock_ns();
+    status_t st = fabric_hosts_all_gather(send, bytes, recv);
+    times->transfer_s += clock_ms_since(t0) * 1e-3;
+    return st;
+}
+
+const struct exchange_carrier fabric_carrier = {fabric_carry, fabric_gather_all, NULL, CHUNK};
