@@ -38,7 +38,7 @@ def shards(box):
 def watch(box):
     out = box.output()
     run = box.start(box.job("{precision: [bf16, int8], context: [0, 4, 8, 12]}", samples=2, max_new_tokens=150), output=out)
-    seen = eventually(lambda: (lambda s: s if s["running"] and s["done"] else None)(
+    seen = eventually(lambda: (lambda s: s if s["running"] and s["done"] and s["eta_s"] is not None else None)(
         json.loads(qsweep("watch", out, "-o", "json").stdout)) if os.path.exists(out + "/progress.jsonl") else None)
     check("watch tells of a running sweep", seen and seen["state"] == "running" and seen["cells"] == 8
           and seen["hosts"][0]["running"] == 1 and seen["slowest_s"] > 0 and seen["eta_s"] is not None, seen)
