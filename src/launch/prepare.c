@@ -193,7 +193,8 @@ static status_t write_text(const char *output, const char *name, const char *tex
     return atomic_write(path, &(struct piece){text, strlen(text)}, 1);
 }
 
-/* Which cells need no run: ok, or of a status that the user keeps. */
+/* Which cells need no run: ok, or of a status that the user keeps. Files are read whole (memory speed when cached): one
+ * whose middle never reached the disk would be kept here and refused by every merge. */
 static status_t find_done(const struct launch *launch, struct prepared *p)
 {
     p->done = calloc(p->plan->n, sizeof *p->done);
@@ -205,7 +206,7 @@ static status_t find_done(const struct launch *launch, struct prepared *p)
         cell_file_path(p->output, p->plan->cells[i].id, path, sizeof path);
         if (!file_exists(path))
             continue;
-        if (cell_file_status(path, &status, id) != ST_OK || strcmp(id, p->plan->cells[i].id) != 0) {
+        if (cell_file_verify(path, &status, id) != ST_OK || strcmp(id, p->plan->cells[i].id) != 0) {
             log_warn("%s will be measured again", path);
             continue;
         }

@@ -119,6 +119,13 @@ status_t cell_file_status(const char *path, enum cell_status *status, char id[33
     return ST_OK;
 }
 
+status_t cell_file_verify(const char *path, enum cell_status *status, char id[33])
+{
+    struct seal seal;
+    TRY(seal_check(path, SCHEMA_NAME, true, &seal));
+    return cell_file_status(path, status, id);
+}
+
 status_t cell_file_open(const char *path, hid_t *file)
 {
     struct cell_stamp stamp;

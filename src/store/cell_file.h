@@ -2,7 +2,7 @@
  *
  * The file is HDF5 behind a user block of 512 bytes, which HDF5 readers skip. The block is text: schema, id, status,
  * the size of the file and an XXH3-64 of everything else. A file that was cut short or altered is refused by it before
- * HDF5's parser sees a byte, and a resume learns id and status of a cell from one small read. */
+ * HDF5's parser sees a byte, and id and status of a cell are learned without HDF5. */
 #ifndef QSWEEP_STORE_CELL_FILE_H
 #define QSWEEP_STORE_CELL_FILE_H
 
@@ -19,8 +19,10 @@ status_t cell_file_write(const char *path, const struct result *r);
 /* Everything back; ST_EINPUT for a truncated, altered or foreign file (the message says which), ST_EIO when it cannot
  * be opened. On failure *out is empty. */
 status_t cell_file_read(const char *path, struct result *out);
-/* Only status and id, from the first 512 bytes and the file's size; used by resume. */
+/* Only status and id, from the first 512 bytes and the file's size. */
 status_t cell_file_status(const char *path, enum cell_status *status, char id[33]);
+/* The same after the whole file was compared with its checksum; used by resume. */
+status_t cell_file_verify(const char *path, enum cell_status *status, char id[33]);
 
 /* "1.10.8": the HDF5 library that writes and reads here. */
 void cell_file_library(char *out, size_t size);
