@@ -112,59 +112,65 @@ __global__ void rope_kernel(const codec_rope_args a)
                 *reinterpret_cast<const float2 *>(row + (1 + part) * dim);
 }
 
-/* One block a (row, head): threads over keys for the scores, over dimensions for the sum. Key i is row keep − past + i of
- * the old window, then row i − past of qkv. */
-__global__ void attention_kernel(const codec_attention_args a)
+/* One block a (row, head). A warp takes every ATTENTION_WARPS-th key, its lanes the dimensions, so that loads are whole
+ * rows of a head; then parts of the block as wide as a head each sum their share of the values. Key i is row window − 1 −
+ * past + i of the old window, then row i − past of qkv. */
+constexpr int ATTENTION_WARPS = 8;
+
+__global__ void __launch_bounds__(ATTENTION_WARPS * WARP) attention_kernel(const codec_attention_args a)
 {
-    extern __shared__ float memory[]; /* q [head_dim], scores [window] */
+    extern __shared__ float memory[]; /* scores [window], sums [threads] */
     __shared__ float        shared[WARP];
     const int dim = a.n_head * a.head_dim, hd = a.head_dim, t = blockIdx.x, h = blockIdx.y, last = a.past + t;
     const int first = last - a.window + 1 < 0 ? 0 : last - a.window + 1, keys = last - first + 1;
-    float    *q = memory, *score = memory + hd;
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    float    *score = memory, *sums = memory + a.window;
     auto      key = [&](int i) {
         const int at = first + i;
         return at < a.past ? a.d_old + static_cast<size_t>(a.window - 1 - a.past + at) * 2 * dim + h * hd
                            : a.d_qkv + static_cast<size_t>(at - a.past) * 3 * dim + dim + h * hd;
     };
-    for (int d = threadIdx.x; d < hd; d += blockDim.x)
-        q[d] = a.d_qkv[static_cast<size_t>(t) * 3 * dim + h * hd + d];
-    __syncthreads();
-    const float scale = rsqrtf(static_cast<float>(hd));
-    float       most = -INFINITY, total = 0;
-    for (int i = threadIdx.x; i < keys; i += blockDim.x) {
+    const float *q = a.d_qkv + static_cast<size_t>(t) * 3 * dim + h * hd;
+    const float  scale = rsqrtf(static_cast<float>(hd));
+#pragma unroll 4
+    for (int i = warp; i < keys; i += ATTENTION_WARPS) {
         const float *k = key(i);
         float        s = 0;
-        if (hd % 4 == 0) {
-            for (int d = 0; d < hd; d += 4) {
-                const float4 v = *reinterpret_cast<const float4 *>(k + d);
-                s += q[d] * v.x + q[d + 1] * v.y + q[d + 2] * v.z + q[d + 3] * v.w;
-            }
-        } else {
-            for (int d = 0; d < hd; d++)
-                s += q[d] * k[d];
-        }
-        score[i] = s * scale;
-        most     = fmaxf(most, score[i]);
+        for (int d = lane; d < hd; d += WARP)
+            s += q[d] * k[d];
+        for (int o = WARP / 2; o; o /= 2)
+            s += __shfl_xor_sync(0xffffffffu, s, o);
+        if (lane == 0)
+            score[i] = s * scale;
     }
+    __syncthreads();
+    float most = -INFINITY, total = 0;
+    for (int i = lane; i < keys; i += WARP) /* every warp for itself */
+        most = fmaxf(most, score[i]);
     for (int o = WARP / 2; o; o /= 2)
         most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, o));
-    if (threadIdx.x % WARP == 0)
-        shared[threadIdx.x / WARP] = most;
-    __syncthreads();
-    for (int i = 0; i < static_cast<int>(blockDim.x) / WARP; i++)
-        most = fmaxf(most, shared[i]);
     __syncthreads();
     for (int i = threadIdx.x; i < keys; i += blockDim.x) {
         score[i] = expf(score[i] - most);
         total += score[i];
     }
     total = block_sum(total, shared);
-    for (int d = threadIdx.x; d < hd; d += blockDim.x) {
-        float sum = 0;
-#pragma unroll 4
-        for (int i = 0; i < keys; i++)
-            sum += score[i] * key(i)[dim + d];
-        rows_put(a.form, a.d_y, static_cast<size_t>(t) * dim + h * hd + d, sum / total);
+    const int parts = hd < static_cast<int>(blockDim.x) ? blockDim.x / hd : 1, part = threadIdx.x / hd;
+    for (int d0 = 0; d0 < hd; d0 += blockDim.x) { /* one round while a head is no wider than the block */
+        const int d = d0 + (parts > 1 ? threadIdx.x % hd : threadIdx.x);
+        float     sum = 0;
+        if (d < hd && part < parts)
+#pragma unroll 8
+            for (int i = parts > 1 ? part : 0; i < keys; i += parts)
+                sum += score[i] * key(i)[dim + d];
+        sums[threadIdx.x] = sum;
+        __syncthreads();
+        if (d < hd && (parts == 1 || part == 0)) {
+            for (int p = 1; p < parts; p++)
+                sum += sums[p * hd + d];
+            rows_put(a.form, a.d_y, static_cast<size_t>(t) * dim + h * hd + d, sum / total);
+        }
+        __syncthreads();
     }
 }
 
@@ -255,8 +261,8 @@ cudaError_t codec_rope_launch(const struct codec_rope_args *a, cudaStream_t stre
 cudaError_t codec_attention_launch(const struct codec_attention_args *a, cudaStream_t stream)
 {
     const dim3   grid(a->n, a->n_head);
-    const size_t shared = (static_cast<size_t>(a->head_dim) + a->window) * sizeof(float);
-    attention_kernel<<<grid, 128, shared, stream>>>(*a);
+    const size_t shared = (static_cast<size_t>(ATTENTION_WARPS) * WARP + a->window) * sizeof(float);
+    attention_kernel<<<grid, ATTENTION_WARPS * WARP, shared, stream>>>(*a);
     return cudaGetLastError();
 }
 

@@ -57,6 +57,7 @@ cudaError_t codec_norm_launch(int form, void *d_y, const float *d_x, const float
                               float eps, cudaStream_t stream);
 cudaError_t codec_silu_mul_launch(int form, void *d_y, const float *d_gate_up, int n, int width, cudaStream_t stream);
 
+enum { CODEC_WINDOW_MAX = 11000 }; /* scores of a row fit 48 KB of shared memory */
 /* Rotate q and k of qkv [n][3·dim] in place; d_new [window − 1][2·dim] gets the keys and values of the last window − 1
  * positions: of d_old, then of qkv. */
 struct codec_rope_args {
@@ -65,7 +66,7 @@ struct codec_rope_args {
     int          n, n_head, head_dim, window, pos0;
 };
 cudaError_t codec_rope_launch(const struct codec_rope_args *a, cudaStream_t stream);
-/* y [n][dim] of the rotated qkv and the last `past` rows of d_old; (head_dim + window)·4 bytes of shared memory ≤ 48 KB. */
+/* y [n][dim] of the rotated qkv and the last `past` rows of d_old; window ≤ CODEC_WINDOW_MAX. */
 struct codec_attention_args {
     int          form;
     void        *d_y;

@@ -305,6 +305,52 @@ __global__ void conv_warp(const codec_conv_args a)
     }
 }
 
+/* The last convolution: one output, 7 taps, stride 1, at most 3 channels a lane. A warp walks down its stretch of rows with
+ * 7 of them in registers, so that every input is read once. */
+constexpr int LAST_TAPS = 7, LAST_PER_LANE = 3, LAST_STRETCH = 56;
+
+template <int FORM>
+__global__ void conv_last(const codec_conv_args a)
+{
+    const int warp = (blockIdx.x * blockDim.x + threadIdx.x) / WARP, lane = threadIdx.x % WARP, t0 = warp * LAST_STRETCH;
+    if (t0 >= a.n)
+        return;
+    const int   end = t0 + LAST_STRETCH < a.n ? t0 + LAST_STRETCH : a.n;
+    const auto *w = static_cast<const float *>(a.d_w);
+    float       weight[LAST_TAPS][LAST_PER_LANE], x[LAST_TAPS][LAST_PER_LANE];
+#pragma unroll
+    for (int tap = 0; tap < LAST_TAPS; tap++)
+#pragma unroll
+        for (int e = 0; e < LAST_PER_LANE; e++) {
+            const int c = lane + e * WARP;
+            weight[tap][e] = c < a.cols ? w[tap * a.cols + c] : 0;
+            x[tap][e]      = tap + 1 < LAST_TAPS && c < a.cols ? rows_get(FORM, a.d_x, static_cast<size_t>(t0 + tap) * a.cols + c) : 0;
+        }
+    for (int base = t0; base < end; base += LAST_TAPS)
+#pragma unroll
+        for (int i = 0; i < LAST_TAPS; i++) { /* row base + i + tap stands in x[(i + tap) % LAST_TAPS] */
+            const int t = base + i;
+            if (t >= end)
+                break;
+            float sum = 0;
+#pragma unroll
+            for (int e = 0; e < LAST_PER_LANE; e++) {
+                const int c = lane + e * WARP;
+                x[(i + LAST_TAPS - 1) % LAST_TAPS][e] =
+                    c < a.cols ? rows_get(FORM, a.d_x, static_cast<size_t>(t + LAST_TAPS - 1) * a.cols + c) : 0;
+            }
+#pragma unroll
+            for (int tap = 0; tap < LAST_TAPS; tap++)
+#pragma unroll
+                for (int e = 0; e < LAST_PER_LANE; e++)
+                    sum += weight[tap][e] * x[(i + tap) % LAST_TAPS][e];
+            for (int o = WARP / 2; o; o /= 2)
+                sum += __shfl_xor_sync(0xffffffffu, sum, o);
+            if (lane == 0)
+                a.d_y[t] = value_of(a, sum, 0, t);
+        }
+}
+
 template <int BM, int BN, int STAGES, bool SPLIT, bool CODES, bool GROUP>
 cudaError_t launch_tile(const codec_conv_args &a, cudaStream_t stream)
 {
@@ -401,6 +447,18 @@ cudaError_t codec_conv_launch(const struct codec_conv_args *a, cudaStream_t stre
         return launch_by_format<false>(*a, big_shared, stream);
     }
     const unsigned threads = 256;
+    if (a->rows == 1 && a->taps == LAST_TAPS && a->stride == 1 && a->dilation == 1 && a->cols <= LAST_PER_LANE * WARP &&
+        a->format == CODEC_W_F32 && a->d_y && !a->d_next && a->path != CODEC_PATH_WARP) {
+        const unsigned warps = (a->n + LAST_STRETCH - 1) / LAST_STRETCH, of_block = threads / WARP;
+        const unsigned blocks = (warps + of_block - 1) / of_block;
+        if (a->form == CODEC_FORM_BF16)
+            conv_last<CODEC_FORM_BF16><<<blocks, threads, 0, stream>>>(*a);
+        else if (a->form == CODEC_FORM_SPLIT)
+            conv_last<CODEC_FORM_SPLIT><<<blocks, threads, 0, stream>>>(*a);
+        else
+            conv_last<CODEC_FORM_PLAIN><<<blocks, threads, 0, stream>>>(*a);
+        return cudaGetLastError();
+    }
     const unsigned blocks  = static_cast<unsigned>((static_cast<size_t>(a->n) * a->rows * WARP + threads - 1) / threads);
     if (a->form == CODEC_FORM_BF16)
         conv_warp<CODEC_FORM_BF16><<<blocks, threads, 0, stream>>>(*a);

@@ -173,7 +173,7 @@ static status_t cuda_attention(struct backend *be, enum codec_form form, void *d
                                const struct codec_attention *a, int n, int pos0, int past)
 {
     struct cuda *cu = cuda_of(be);
-    if ((size_t)(a->head_dim + a->window) * sizeof(float) > 48 * 1024)
+    if (a->window > CODEC_WINDOW_MAX)
         return FAIL(ST_EUNSUPPORTED, "codec on cuda: a window of %d does not fit shared memory", a->window);
     struct codec_rope_args      rope   = {.d_qkv = d_qkv, .d_new = d_new, .d_old = d_old, .d_cos_sin = a->d_cos_sin, .n = n,
                                           .n_head = a->n_head, .head_dim = a->head_dim, .window = a->window, .pos0 = pos0};

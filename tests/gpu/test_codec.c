@@ -1,4 +1,5 @@
-/* The codec on the GPU against the original's samples and against the CPU: usage test_codec GOLDEN_DIR [CKPT ...].
+/* The codec on the GPU against the original's samples and against the CPU: usage test_codec GOLDEN_DIR
+ * [CKPT ...]; ONLY=convolutions|golden|cpu narrows it.
  *
  * GOLDEN_DIR holds codec.pth, codec.json and expected.safetensors; its narrow layers run the any-shape kernel. Each CKPT
  * (a folder with codec.pth of the published shape, say) runs the tensor-core kernels, compared with the fast CPU. */
@@ -12,8 +13,9 @@
 
 #include <math.h>
 
-/* FP32 mode multiplies 16 bits of mantissa through some 30 layers; the bound on samples in (−1, 1). */
-static const double FP32_BOUND = 1e-4;
+/* FP32 mode multiplies 16 bits of mantissa through some 30 layers; on samples in (−1, 1): 2.7e-5 seen on the golden codec,
+ * 5.6e-4 on random weights of the published shape, which amplify more than trained ones. */
+static const double GOLDEN_BOUND = 1e-4, RANDOM_BOUND = 1e-3;
 /* BF16 products everywhere but in the last layer, against the FP32 samples of the golden codec; random weights of the
  * published shape let BF16 codecs on any device differ more. */
 static const double GOLDEN_SNR_DB = 30.0, RANDOM_SNR_DB = 15.0;
@@ -41,7 +43,7 @@ static float *decode(const char *device, const char *dir, enum codec_mode mode, 
     return wav;
 }
 
-static void compare(const char *what, const float *got, const float *want, size_t n, enum codec_mode mode, double least_db)
+static void compare(const char *what, const float *got, const float *want, size_t n, enum codec_mode mode, double most, double least_db)
 {
     double worst = 0, signal = 0, noise = 0;
     for (size_t i = 0; got && i < n; i++) {
@@ -51,7 +53,7 @@ static void compare(const char *what, const float *got, const float *want, size_
         noise += d * d;
     }
     double snr = 10 * log10(signal / noise);
-    tap_ok(got && (mode == CODEC_FP32 ? worst <= FP32_BOUND : snr >= least_db), "%s: %s samples on the GPU are within their bound (%.2e, %.1f dB)",
+    tap_ok(got && (mode == CODEC_FP32 ? worst <= most : snr >= least_db), "%s: %s samples on the GPU are within their bound (%.2e, %.1f dB)",
            what, codec_mode_name(mode), worst, snr);
 }
 
@@ -227,7 +229,7 @@ static void golden(const char *dir)
     for (enum codec_mode mode = CODEC_FP32; mode < CODEC_COUNT; mode++) {
         size_t n = 0, m = 0;
         float *whole = decode("cuda", dir, mode, 16, &codes, &n), *pieces = decode("cuda", dir, mode, 3, &codes, &m);
-        compare("golden", whole, want, n, mode, GOLDEN_SNR_DB);
+        compare("golden", whole, want, n, mode, GOLDEN_BOUND, GOLDEN_SNR_DB);
         tap_ok(whole && pieces && n == m && !memcmp(whole, pieces, n * sizeof *whole), "golden: %s chunks of 3 frames give the bits of one shot",
                codec_mode_name(mode));
         free(whole);
@@ -252,7 +254,7 @@ static void against_cpu(const char *dir, int codebooks, int frames)
     float *want = decode("cpu", dir, CODEC_FP32, 16, &codes, &n);
     for (enum codec_mode mode = CODEC_FP32; mode < CODEC_COUNT; mode++) {
         float *got = decode("cuda", dir, mode, 32, &codes, &m), *pieces = decode("cuda", dir, mode, 5, &codes, &m);
-        compare(dir, want ? got : NULL, want, n, mode, RANDOM_SNR_DB);
+        compare(dir, want ? got : NULL, want, n, mode, RANDOM_BOUND, RANDOM_SNR_DB);
         tap_ok(got && pieces && !memcmp(got, pieces, m * sizeof *got), "%s: %s chunks of 5 frames give the bits of chunks of 32", dir,
                codec_mode_name(mode));
         free(got);
@@ -266,9 +268,11 @@ int main(int argc, char **argv)
 {
     if (argc < 2)
         return 2;
-    convolutions();
-    golden(argv[1]);
-    for (int i = 2; i < argc; i++)
+    if (tap_wanted("convolutions"))
+        convolutions();
+    if (tap_wanted("golden"))
+        golden(argv[1]);
+    for (int i = 2; i < argc && tap_wanted("cpu"); i++)
         against_cpu(argv[i], 10, 12);
     return tap_done();
 }
