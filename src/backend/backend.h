@@ -138,6 +138,8 @@ static inline struct memory_ledger *backend_memory(struct backend *be)
 
 /* registry.c: the table for a name — "cpu", "cpu_ref" or "cuda"; ST_EUNSUPPORTED with the reason if it is not built in. */
 status_t backend_find(const char *name, const struct backend_ops **out);
+/* Was the CUDA half built in? */
+bool     backend_has_cuda(void);
 /* "cpu", "cpu_ref", "cuda", "cuda:1", "cuda:GPU-…", "cuda:MIG-…" → table and options.device or .uuid; ST_EUSAGE if it is none of these. */
 status_t backend_open(const char *device, const struct backend_options *options, struct backend **out);
 void     backend_close(struct backend *be); /* NULL is accepted */

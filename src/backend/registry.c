@@ -11,6 +11,15 @@ extern const struct backend_ops cuda_ops __attribute__((weak)); /* absent while 
 extern const struct peer_ops    peer_nccl __attribute__((weak));
 #endif
 
+bool backend_has_cuda(void)
+{
+#ifdef HAVE_CUDA
+    return &cuda_ops != NULL;
+#else
+    return false;
+#endif
+}
+
 status_t backend_find(const char *name, const struct backend_ops **out)
 {
     if (strcmp(name, "cpu") == 0 || strcmp(name, "cpu_ref") == 0) {

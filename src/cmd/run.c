@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { RANKS_MAX = 65536, SETS_MAX = 256 };
+enum { LOCAL_RANKS_MAX = 65536, SETS_MAX = 256 };
 
 struct arguments {
     struct launch launch;
@@ -52,7 +52,7 @@ static status_t parse_shard(const char *text, int *shard, int *n_shards)
 {
     int  i, n, used = 0;
     bool good = sscanf(text, "%7d/%7d%n", &i, &n, &used) == 2 && !text[used] && text[0] != '+' && text[0] != ' ';
-    if (!good || n < 1 || n > RANKS_MAX || i < 0 || i >= n)
+    if (!good || n < 1 || n > LOCAL_RANKS_MAX || i < 0 || i >= n)
         return FAIL(ST_EUSAGE, "--shard %s: want I/N, parts are numbered from 0: --shard 0/4 … --shard 3/4", text);
     *shard = i;
     *n_shards = n;
@@ -120,7 +120,7 @@ static status_t parse(int argc, char **argv, struct arguments *out)
             TRY(parse_shard(optarg, &l->shard, &l->n_shards));
             break;
         case OPT_RANKS:
-            TRY(parse_count("--ranks", optarg, 1, RANKS_MAX, &n));
+            TRY(parse_count("--ranks", optarg, 1, LOCAL_RANKS_MAX, &n));
             out->ranks = (int)n;
             break;
         case OPT_GRACE:

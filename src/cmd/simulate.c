@@ -101,7 +101,7 @@ static status_t parse(int argc, char **argv, struct request *out)
 static status_t make_plan(const struct cost_model *m, long n, struct plan **out)
 {
     static const char prints[1][33] = {"00000000000000000000000000000000"};
-    struct plan_input in = {prints, 1, false, NULL};
+    struct plan_input in = {prints, 1, false, NULL, NULL, 0};
     char              yaml[512], names[128] = "";
     int               n_precisions = 0;
     for (int p = 0; p < PRECISION_COUNT; p++)

@@ -36,6 +36,7 @@ struct launcher {
     struct fabric_info   me;
     struct seat          seat;
     struct prepared      prepared;
+    struct fit_context   fit; /* the dispatcher asks it until the end */
     struct spawner      *spawner;
     struct staging      *staging;    /* NULL: cells read the shared files themselves */
     struct rank         *rank;
@@ -50,9 +51,28 @@ struct launcher {
 
 /* ---- events ---- */
 
+static void on_event(void *ctx, const struct progress_event *e);
+
+/* Rank 0: events of other ranks that have come. */
+static void take_events(struct launcher *l)
+{
+    struct progress_event e;
+    for (int from = 0; from >= 0;) {
+        if (mail_poll_event(&e, 0, &from) != ST_OK) {
+            l->group_broken = true;
+            return;
+        }
+        if (from >= 0)
+            on_event(l, &e);
+    }
+}
+
 static void on_event(void *ctx, const struct progress_event *e)
 {
     struct launcher *l = ctx;
+    /* Our worker starts when it is our turn: the end of the one before it, on another rank, is on its way. */
+    if (l->me.rank == 0 && e->rank == 0 && e->kind == PROGRESS_START)
+        take_events(l);
     if (l->me.rank != 0) {
         if (mail_event(e) != ST_OK)
             l->group_broken = true;
@@ -190,9 +210,8 @@ static void on_report(struct launcher *l, const struct report *report, int from)
 /* Rank 0: take in everything that has come; wait at most timeout_ms for the first report. */
 static void collect(struct launcher *l, int timeout_ms)
 {
-    struct progress_event e;
-    struct report         report;
-    int                   from;
+    struct report report;
+    int           from;
     for (;;) {
         if (mail_poll_report(&report, timeout_ms, &from) != ST_OK) {
             l->group_broken = true;
@@ -200,15 +219,8 @@ static void collect(struct launcher *l, int timeout_ms)
         }
         timeout_ms = 0;
         /* Events first: a rank's last cell must be known before its "finished". */
-        for (int event_from = 0; event_from >= 0;) {
-            if (mail_poll_event(&e, 0, &event_from) != ST_OK) {
-                l->group_broken = true;
-                return;
-            }
-            if (event_from >= 0)
-                on_event(l, &e);
-        }
-        if (from < 0)
+        take_events(l);
+        if (from < 0 || l->group_broken)
             return;
         on_report(l, &report, from);
     }
@@ -229,32 +241,24 @@ static void listen(struct launcher *l, int timeout_ms)
 
 /* ---- the run ---- */
 
-/* Kinds of ranks: with a GPU of NVIDIA's in their host, or without. */
-enum { KIND_CPU, KIND_CUDA, KINDS };
-
-static bool fits(void *ctx, int kind, const struct cell *c)
-{
-    (void)ctx;
-    return c->device_class == DEVICE_CPU || kind == KIND_CUDA;
-}
-
 /* Cells that need a run: which rank they belong to (static), or the dispatcher for them (dynamic, rank 0). */
 static status_t hand_out(struct launcher *l, int32_t **rank_of)
 {
     struct prepared *p = &l->prepared;
-    int              own = access("/dev/nvidiactl", F_OK) == 0 ? KIND_CUDA : KIND_CPU;
     int             *kinds = calloc((size_t)l->me.size, sizeof *kinds);
     *rank_of = calloc(p->plan->n, sizeof **rank_of);
     status_t st = kinds && *rank_of ? ST_OK : FAIL(ST_ENOMEM, "no memory for %zu cells", p->plan->n);
-    if (st == ST_OK)
-        st = fabric_all_gather(&own, sizeof own, kinds);
+    for (int r = 0; st == ST_OK && r < l->me.size; r++)
+        kinds[r] = p->placement.places[r].kind;
+    l->fit = (struct fit_context){&p->placement, &p->plan->options};
     struct schedule_input in = {
         .plan = p->plan,
         .skip = p->done,
         .n_ranks = l->me.size,
         .kind = kinds,
-        .n_kinds = KINDS,
-        .fits = fits,
+        .n_kinds = p->placement.n_kinds,
+        .fits = placement_fits,
+        .ctx = &l->fit,
         .split = true,
     };
     if (st == ST_OK)
@@ -275,8 +279,11 @@ static status_t record_unrunnable(struct launcher *l, const int32_t *rank_of)
             continue;
         if (plan->invalid[i])
             TRY(rank_record(l->rank, i, CELL_INVALID, plan->invalid[i]));
-        else if (rank_of[i] == RANK_NONE)
-            TRY(rank_record(l->rank, i, CELL_INVALID, "no rank of this run has a device for it"));
+        else if (rank_of[i] == RANK_NONE) {
+            char why[600];
+            placement_explain(&l->prepared.placement, &plan->options, &plan->cells[i], why, sizeof why);
+            TRY(rank_record(l->rank, i, CELL_INVALID, why));
+        }
     }
     return ST_OK;
 }

@@ -30,10 +30,13 @@ struct announcement {
 
 /* ---- the plan ---- */
 
-static bool have_cuda(void)
+/* `device: auto` means cuda where some rank sees a GPU and this program has the code for it. */
+static bool have_cuda(const struct rank_view *views, int n)
 {
-    const struct backend_ops *ops;
-    return file_exists("/dev/nvidiactl") && backend_find("cuda", &ops) == ST_OK;
+    bool seen = false;
+    for (int r = 0; r < n; r++)
+        seen |= views[r].n > 0;
+    return seen && backend_has_cuda();
 }
 
 static status_t fingerprint(const char *dir, char out[33])
@@ -71,7 +74,7 @@ static status_t check_prequantized(const struct job *job, const char model[33])
     return ST_OK;
 }
 
-static status_t build_plan(const struct launch *launch, struct prepared *out)
+static status_t build_plan(const struct launch *launch, const struct rank_view *views, int n_ranks, struct prepared *out)
 {
     struct job *job;
     TRY(job_load(launch->job_path, launch->set, launch->n_set, &job));
@@ -88,8 +91,15 @@ static status_t build_plan(const struct launch *launch, struct prepared *out)
     }
     if (st == ST_OK && n > 0)
         st = check_prequantized(job, prints[0]);
+    char             models_of_gpus[KINDS_MAX][NVML_TEXT];
+    struct plan_input in = {.fingerprints = (const char(*)[33])prints,
+                            .n_fingerprints = n,
+                            .have_cuda = have_cuda(views, n_ranks),
+                            .synthetic = synthetic,
+                            .gpus = (const char(*)[NVML_TEXT])models_of_gpus,
+                            .n_gpus = placement_models(views, n_ranks, models_of_gpus, KINDS_MAX)};
     if (st == ST_OK)
-        st = plan_build(job, &(struct plan_input){(const char(*)[33])prints, n, have_cuda(), synthetic}, &out->plan);
+        st = plan_build(job, &in, &out->plan);
     if (st == ST_OK)
         snprintf(out->output, sizeof out->output, "%s", launch->output ? launch->output : job_options(job)->output);
     free(synthetic);
@@ -218,9 +228,18 @@ static status_t find_done(const struct launch *launch, struct prepared *p)
 
 /* ---- rank 0, and telling the others ---- */
 
-static status_t prepare_here(const struct launch *launch, struct prepared *p, char **json)
+/* A rank without a GPU of its own is a mistake where cells want one. */
+static status_t place_ranks(const struct rank_view *views, int n, struct prepared *p)
 {
-    TRY(build_plan(launch, p));
+    bool needed = false;
+    for (size_t i = 0; i < p->plan->n; i++)
+        needed |= p->plan->cells[i].device_class == DEVICE_CUDA && !p->plan->invalid[i];
+    return placement_assign(views, n, p->plan->options.share_gpus, needed, &p->placement);
+}
+
+static status_t prepare_here(const struct launch *launch, const struct rank_view *views, int n, struct prepared *p, char **json)
+{
+    TRY(build_plan(launch, views, n, p));
     if (launch->n_shards)
         TRY(plan_shard(p->plan, launch->shard, launch->n_shards));
     if (p->plan->n == 0) {
@@ -236,6 +255,7 @@ static status_t prepare_here(const struct launch *launch, struct prepared *p, ch
         p->stop = true;
         return ST_OK;
     }
+    TRY(place_ranks(views, n, p));
     TRY(enter_folder(launch, p));
     clean_up(p->output);
     TRY(plan_to_json(p->plan, json));
@@ -243,6 +263,18 @@ static status_t prepare_here(const struct launch *launch, struct prepared *p, ch
     TRY(write_text(p->output, "job.yaml", p->plan->job_text ? p->plan->job_text : ""));
     p->run_id = (uint64_t)clock_ns() * 0x9E3779B97F4A7C15u ^ (uint64_t)getpid();
     return find_done(launch, p);
+}
+
+static status_t share_placement(const struct fabric_info *me, struct prepared *p)
+{
+    struct placement all = p->placement;
+    TRY(fabric_broadcast(&all, sizeof all, 0));
+    /* Rank 0's pointer came along with its bytes. */
+    all.places = me->rank == 0 ? p->placement.places : calloc((size_t)me->size, sizeof *all.places);
+    if (!all.places)
+        return FAIL(ST_ENOMEM, "no memory for the places of %d ranks", me->size);
+    p->placement = all;
+    return fabric_broadcast(all.places, (size_t)me->size * sizeof *all.places, 0);
 }
 
 static status_t share(const struct fabric_info *me, struct prepared *p, status_t status, char *json)
@@ -272,16 +304,31 @@ static status_t share(const struct fabric_info *me, struct prepared *p, status_t
     TRY(fabric_broadcast(p->done, p->plan->n * sizeof *p->done, 0));
     for (size_t i = 0; me->rank != 0 && i < p->plan->n; i++)
         p->n_done += p->done[i];
-    return ST_OK;
+    return share_placement(me, p);
 }
 
 status_t prepare(const struct launch *launch, const struct fabric_info *me, struct prepared *out)
 {
     memset(out, 0, sizeof *out);
-    char    *json = NULL;
-    status_t st = me->rank == 0 ? prepare_here(launch, out, &json) : ST_OK;
+    char             *json = NULL;
+    struct rank_view *own = malloc(sizeof *own), *views = NULL;
+    status_t          st = ST_OK;
+    if (own)
+        placement_look(me, own);
+    if (me->rank == 0 && !(views = calloc((size_t)me->size, sizeof *views)))
+        st = FAIL(ST_ENOMEM, "no memory for what %d ranks see", me->size);
+    if (st == ST_OK && !own)
+        st = FAIL(ST_ENOMEM, "no memory for a list of GPUs");
+    if (st == ST_OK)
+        st = fabric_gather(own, sizeof *own, views, 0);
+    if (st == ST_OK && me->rank == 0)
+        st = prepare_here(launch, views, me->size, out, &json);
     st = share(me, out, st, json);
+    if (st == ST_OK && !out->stop && out->placement.places[me->rank].gpu >= 0)
+        out->gpu = own->gpus[out->placement.places[me->rank].gpu];
     free(json);
+    free(views);
+    free(own);
     if (st != ST_OK)
         prepared_free(out);
     return st;
@@ -292,5 +339,6 @@ void prepared_free(struct prepared *p)
     lock_release(p->lock);
     plan_close(p->plan);
     free(p->done);
+    placement_free(&p->placement);
     memset(p, 0, sizeof *p);
 }

@@ -5,6 +5,7 @@
 
 #include "launch/fabric.h"
 #include "launch/lock.h"
+#include "launch/placement.h"
 #include "sweep/plan.h"
 
 /* What the user asked `qsweep run` for. */
@@ -30,6 +31,8 @@ struct prepared {
     uint64_t     run_id; /* of this launch: same on all ranks */
     bool         stop;   /* nothing to run: a dry run was printed */
     struct lock *lock;   /* rank 0 only                 */
+    struct placement placement; /* of all ranks; the same everywhere          */
+    struct nvml_gpu  gpu;       /* this rank's, uuid "" = none                */
 };
 
 /* Collective. On failure every rank gets the same status; only rank 0 has logged the cause. */

@@ -6,6 +6,7 @@
 #include "bench/facts.h"
 #include "bench/work.h"
 #include "bench/worker.h"
+#include "launch/gpu_seat.h"
 #include "launch/outcome.h"
 #include "launch/turn.h"
 #include "store/atomic_file.h"
@@ -30,6 +31,7 @@ enum { WORK_PATH_MAX = JOB_PATH_MAX + 128 };
 struct assembly {
     size_t           cell;
     int              n_parts, n_in;
+    int              n_unrun; /* of them, results of processes that were never started */
     struct result   *parts; /* [n_parts] */
     double           seconds;
     struct assembly *next;
@@ -42,6 +44,15 @@ struct running {
     struct run  run;
     struct work work;
     char        task_path[WORK_PATH_MAX], part_path[WORK_PATH_MAX];
+    struct gpu_visit visit; /* of a cell on the GPU */
+};
+
+/* A worker that has ended, while its GPU's memory is not back yet. */
+struct leaving {
+    bool                waits;
+    struct running      worker;
+    struct spawn_result end;
+    int64_t             until_ns;
 };
 
 struct rank {
@@ -60,6 +71,8 @@ struct rank {
     bool                  *settled; /* [plan->n] its outcome is decided: further processes are not started */
     struct assembly       *assemblies;
     struct running         now;
+    struct gpu_seat        gpu;
+    struct leaving         leaving;
     bool                   stopping, dropped, broken;
     int64_t                drop_ns;
     const char            *why;
@@ -89,6 +102,11 @@ static status_t add_int(struct result *r, const char *key, long long value)
     return result_add_fact(r, key, text);
 }
 
+static void run_text(const struct rank *r, char *out, size_t size)
+{
+    snprintf(out, size, "%016llx", (unsigned long long)r->prepared->run_id);
+}
+
 static status_t collect_facts(struct rank *r)
 {
     char                      text[512];
@@ -107,8 +125,15 @@ static status_t collect_facts(struct rank *r)
     TRY(result_add_fact(&r->facts, "hdf5", text));
     cores_text(&r->seat->host, text, sizeof text);
     TRY(result_add_fact(&r->facts, "host_cores", text));
-    snprintf(text, sizeof text, "%016llx", (unsigned long long)r->prepared->run_id);
+    run_text(r, text, sizeof text);
     return result_add_fact(&r->facts, "run_id", text);
+}
+
+static status_t open_gpu(struct rank *r)
+{
+    char run[32];
+    run_text(r, run, sizeof run);
+    return gpu_seat_open(r->prepared, r->seat, run, &r->gpu);
 }
 
 status_t rank_open(const struct launch *launch, const struct prepared *prepared, const struct seat *seat,
@@ -128,9 +153,12 @@ status_t rank_open(const struct launch *launch, const struct prepared *prepared,
     };
     result_init(&r->facts);
     turn_init(&r->turn, prepared->run_id, 0);
+    r->gpu.turn.socket = -1;
     status_t st = rank_program(r->program, sizeof r->program);
     if (st == ST_OK)
         st = collect_facts(r);
+    if (st == ST_OK)
+        st = open_gpu(r);
     if (st == ST_OK && !(r->settled = calloc(prepared->plan->n + 1, sizeof *r->settled)))
         st = FAIL(ST_ENOMEM, "no memory for %zu cells", prepared->plan->n);
     if (st == ST_OK)
@@ -153,6 +181,11 @@ void rank_close(struct rank *r)
     if (!r)
         return;
     turn_end(&r->turn);
+    gpu_seat_close(&r->gpu);
+    if (r->leaving.waits) {
+        work_free(&r->leaving.worker.work);
+        spawn_result_free(&r->leaving.end);
+    }
     while (r->assemblies) {
         struct assembly *a = r->assemblies;
         r->assemblies = a->next;
@@ -252,7 +285,7 @@ static void complete(struct rank *r, struct assembly *a)
     while (*at != a)
         at = &(*at)->next;
     *at = a->next;
-    int n = a->n_in;
+    int n = a->n_in, started = n - a->n_unrun;
     a->n_in = 0;
     if (outcome_join(a->parts, n, &whole) == ST_OK) {
         if (whole.status == CELL_OK && n < a->n_parts) {
@@ -261,7 +294,7 @@ static void complete(struct rank *r, struct assembly *a)
             whole.status = CELL_INTERRUPTED;
             result_set_reason(&whole, text);
         }
-        write_result(r, a->cell, &whole, a->seconds, a->n_parts - n);
+        write_result(r, a->cell, &whole, a->seconds, a->n_parts - started);
         result_free(&whole);
     } else {
         break_down(r);
@@ -299,6 +332,29 @@ static void drop_files(const struct running *w, bool task_too)
         unlink(w->task_path);
 }
 
+/* A part of a cell is in: keep it, and write the cell if it is complete or lost. Contaminated parts are measurements:
+ * the cell's other processes run as well. part is emptied. */
+static void take_part(struct rank *r, const struct running *w, struct result *part, double seconds, bool unrun)
+{
+    struct assembly *a = find_assembly(r, w->run.cell, w->work.n_parts);
+    if (!a) {
+        result_free(part);
+        break_down(r);
+        return;
+    }
+    bool measured = part->status == CELL_OK || (part->status == CELL_CONTAMINATED && part->n_samples > 0);
+    a->parts[a->n_in++] = *part;
+    a->n_unrun += unrun;
+    a->seconds += seconds;
+    if (!measured || a->n_in == a->n_parts)
+        complete(r, a);
+}
+
+static bool on_gpu(const struct rank *r, size_t cell)
+{
+    return r->prepared->plan->cells[cell].device_class == DEVICE_CUDA && r->gpu.here;
+}
+
 /* The worker's end: its result, its cell's if that is complete. */
 static void finish(struct rank *r, struct running *w, struct spawn_result *end)
 {
@@ -314,19 +370,11 @@ static void finish(struct rank *r, struct running *w, struct spawn_result *end)
     } else if (outcome_of(&w->work, end, w->part_path, r->why ? r->why : "", &part) != ST_OK) {
         break_down(r);
     } else {
-        bool good = part.status == CELL_OK;
-        tell(r, PROGRESS_END, &w->run, w->pid, part.status, seconds, part.reason);
-        drop_files(w, good);
-        struct assembly *a = find_assembly(r, w->run.cell, w->work.n_parts);
-        if (a) {
-            a->parts[a->n_in++] = part;
-            a->seconds += seconds;
-            if (!good || a->n_in == a->n_parts)
-                complete(r, a);
-        } else {
-            result_free(&part);
+        if (on_gpu(r, w->run.cell) && gpu_seat_note(&r->gpu, &w->visit, &part) != ST_OK)
             break_down(r);
-        }
+        tell(r, PROGRESS_END, &w->run, w->pid, part.status, seconds, part.reason);
+        drop_files(w, part.status == CELL_OK);
+        take_part(r, w, &part, seconds, false);
     }
     spawn_result_free(end);
     work_free(&w->work);
@@ -380,6 +428,8 @@ static status_t make_work(struct rank *r, struct run run, struct running *w)
     const struct staged *staged = staging_find(r->staging, cell);
     if (staged)
         TRY(cell_set_model(&w->work.cell, staged->folder));
+    if (on_gpu(r, run.cell))
+        snprintf(w->work.cell.device, sizeof w->work.cell.device, "cuda:%.58s", r->gpu.gpu.uuid);
     if (!w->work.cell.device[0])
         snprintf(w->work.cell.device, sizeof w->work.cell.device, "%s", device_class_name(cell->device_class));
     if (w->work.cell.deadline_s <= 0)
@@ -396,7 +446,7 @@ static status_t make_work(struct rank *r, struct run run, struct running *w)
     w->work.rank = r->seat->me.rank;
     cell_file_path(r->prepared->output, cell->id, path, sizeof path);
     w->work.attempt = former_attempts(path) + 1;
-    w->work.pin = r->seat->disjoint;
+    w->work.pin = r->seat->disjoint && (!on_gpu(r, run.cell) || r->seat->me.local_size == 1);
     for (size_t i = 0; i < r->facts.n_facts; i++)
         TRY(work_add_fact(&w->work, r->facts.facts[i].key, r->facts.facts[i].value));
     if (staged) {
@@ -407,6 +457,8 @@ static status_t make_work(struct rank *r, struct run run, struct running *w)
     char text[32];
     snprintf(text, sizeof text, "%zu", r->started);
     TRY(work_add_fact(&w->work, "rank_order", text));
+    if (on_gpu(r, run.cell))
+        TRY(gpu_seat_facts(&r->gpu, &w->work));
     snprintf(w->task_path, sizeof w->task_path, "%s/work/%.2s/%s-%d.json", r->prepared->output, cell->id, cell->id,
              run.process);
     snprintf(w->part_path, sizeof w->part_path, "%s/work/%.2s/%s-%d.h5", r->prepared->output, cell->id, cell->id,
@@ -414,15 +466,23 @@ static status_t make_work(struct rank *r, struct run run, struct running *w)
     return ST_OK;
 }
 
-static status_t start(struct rank *r, struct run run)
+static status_t start(struct rank *r, struct run run, const struct gpu_visit *visit)
 {
     struct running *w = &r->now;
+    bool            gpu = on_gpu(r, run.cell);
+    char            run_id[32], mark[64], visible[128];
     TRY(make_work(r, run, w));
+    w->visit = *visit;
     TRY(write_task(w));
+    run_text(r, run_id, sizeof run_id);
+    snprintf(mark, sizeof mark, "QSWEEP_RUN=%s", run_id);
+    snprintf(visible, sizeof visible, "CUDA_VISIBLE_DEVICES=%s", r->gpu.gpu.uuid);
+    char *const          environment[] = {mark, gpu ? visible : NULL, NULL};
     char *const          argv[] = {r->program, "cell", w->task_path, "--output", w->part_path, NULL};
     struct spawn_request request = {
         .argv = argv,
-        .cores = &r->seat->own,
+        .environment = environment,
+        .cores = gpu ? &r->gpu.near : &r->seat->own,
         .deadline_s = w->work.cell.deadline_s,
         .grace_s = WORKER_GRACE_S,
         .forward = r->launch->forward,
@@ -452,29 +512,98 @@ static bool shares_host(const struct rank *r, const struct run *run)
     return r->prepared->plan->cells[run->cell].device_class == DEVICE_CPU && r->seat->together < r->seat->me.local_size;
 }
 
-static void start_next(struct rank *r, struct run run)
+static void end_turns(struct rank *r)
+{
+    turn_end(&r->turn);
+    turn_end(&r->gpu.turn);
+}
+
+static void start_next(struct rank *r, struct run run, const struct gpu_visit *visit)
 {
     r->next++;
-    if (start(r, run) != ST_OK) {
+    if (start(r, run, visit) != ST_OK) {
         work_free(&r->now.work);
         r->now.job = 0;
-        turn_end(&r->turn);
+        end_turns(r);
         break_down(r);
     }
 }
 
+/* The GPU did not become free: the process is not started, and the cell says who is there. */
+static void give_up(struct rank *r, struct run run, const char *who)
+{
+    struct running w;
+    struct result  part;
+    char           reason[600];
+    r->next++;
+    snprintf(reason, sizeof reason, "not measured: the GPU stayed in use by others: %s", who);
+    if (make_work(r, run, &w) != ST_OK || outcome_without_run(&w.work, CELL_CONTAMINATED, reason, &part) != ST_OK)
+        break_down(r);
+    else
+        take_part(r, &w, &part, 0, true);
+    work_free(&w.work);
+    end_turns(r);
+}
+
+/* May this process start now, as far as its GPU is concerned? A cell whose GPU did not become free is given up. */
+static bool gpu_is_ready(struct rank *r, struct run run, struct gpu_visit *visit)
+{
+    *visit = (struct gpu_visit){.used = UINT64_MAX};
+    if (!on_gpu(r, run.cell))
+        return true;
+    enum gpu_ready ready = gpu_seat_ready(&r->gpu, visit);
+    if (ready == GPU_REFUSED)
+        give_up(r, run, visit->foreign);
+    return ready == GPU_READY;
+}
+
 /* A device's worker is followed at once by the next, and its result is written while that one loads; CPU cells would
- * disturb each other, so there the writing comes first. */
+ * disturb each other, so there the writing comes first; so it does where ranks take turns on a GPU. */
+static void conclude(struct rank *r, struct running *ended, struct spawn_result *end)
+{
+    struct run       next;
+    struct gpu_visit visit;
+    bool             clean = end->end == SPAWN_EXITED && end->exit_code == 0 && !end->signal;
+    if (on_gpu(r, ended->run.cell))
+        gpu_seat_leave(&r->gpu, &ended->visit);
+    if (clean && !r->stopping && r->gpu.here && r->gpu.sharers == 1 && peek(r, &next) && on_gpu(r, next.cell) &&
+        gpu_seat_is_free(&r->gpu) && gpu_is_ready(r, next, &visit))
+        start_next(r, next, &visit);
+    finish(r, ended, end);
+    if (!r->now.job)
+        end_turns(r);
+}
+
+/* A worker's memory has to come back before its result is settled; that is so at once, but for a driver's trouble. */
+static bool memory_is_back(struct rank *r, const struct running *ended)
+{
+    return !on_gpu(r, ended->run.cell) || gpu_seat_is_back(&r->gpu, &ended->visit);
+}
+
 static void end_worker(struct rank *r, struct spawn_result *end)
 {
     struct running ended = r->now;
-    struct run     next;
     r->now.job = 0;
-    bool clean = end->end == SPAWN_EXITED && end->exit_code == 0 && !end->signal;
-    if (clean && !r->stopping && peek(r, &next) && r->prepared->plan->cells[next.cell].device_class != DEVICE_CPU)
-        start_next(r, next);
-    finish(r, &ended, end);
-    turn_end(&r->turn);
+    if (memory_is_back(r, &ended) || r->stopping)
+        conclude(r, &ended, end);
+    else
+        r->leaving = (struct leaving){true, ended, *end, clock_ns() + (int64_t)(GUARD_RETURN_S * 1e9)};
+}
+
+static void watch_memory(struct rank *r)
+{
+    struct leaving *l = &r->leaving;
+    bool            back = memory_is_back(r, &l->worker);
+    if (!back && !r->stopping && clock_ns() < l->until_ns) {
+        usleep((useconds_t)STEP_MS * 1000);
+        return;
+    }
+    if (!back)
+        log_warn("%s: %.0f MB are in use although the cell's worker has ended, before it there were %.0f MB",
+                 r->gpu.gpu.uuid, (double)gpu_guard_used(r->gpu.guard) * 1e-6, (double)l->worker.visit.used * 1e-6);
+    struct leaving last = *l;
+    l->waits = false;
+    conclude(r, &last.worker, &last.end);
 }
 
 /* The spawner is gone, and the worker with it. */
@@ -505,12 +634,25 @@ static void watch(struct rank *r)
     }
 }
 
+/* Cells of one CPU take turns on the host's cores, those of ranks that share a GPU on that. */
+static struct turn *turn_for(struct rank *r, const struct run *run)
+{
+    if (shares_host(r, run))
+        return &r->turn;
+    return on_gpu(r, run->cell) && r->gpu.sharers > 1 && !r->gpu.beside ? &r->gpu.turn : NULL;
+}
+
 enum rank_state rank_step(struct rank *r)
 {
-    struct run next;
-    status_t   st = ST_OK;
+    struct run       next;
+    struct gpu_visit visit;
+    status_t         st = ST_OK;
     if (r->now.job) {
         watch(r);
+        return RANK_BUSY;
+    }
+    if (r->leaving.waits) {
+        watch_memory(r);
         return RANK_BUSY;
     }
     if (r->stopping) {
@@ -519,10 +661,12 @@ enum rank_state rank_step(struct rank *r)
     }
     if (!peek(r, &next))
         return RANK_IDLE;
-    if (!shares_host(r, &next) || turn_try(&r->turn, &st))
-        start_next(r, next);
-    else if (st != ST_OK)
+    struct turn *turn = turn_for(r, &next);
+    bool         ours = !turn || turn_try(turn, &st);
+    if (st != ST_OK)
         break_down(r);
+    else if (ours && gpu_is_ready(r, next, &visit))
+        start_next(r, next, &visit);
     else
         usleep((useconds_t)TURN_MS * 1000);
     return RANK_BUSY;

@@ -49,7 +49,7 @@ out:
 /* Keys of a cell's JSON beside the fields. */
 static bool key_is_known(const char *key)
 {
-    static const char *const others[] = {"id",         "model",    "fingerprint", "place", "keep_audio",
+    static const char *const others[] = {"id",         "model",    "fingerprint", "place", "gpu", "keep_audio",
                                          "deadline_s", "workload", "texts",       "stop"};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++)
         if (strcmp(key, others[i]) == 0)
@@ -476,7 +476,7 @@ static bool is_memory_column(const char *name)
 static bool is_summary_column(const char *name)
 {
     static const char *const names[] = {"frames",         "prefill_ms", "decode_ms", "codec_ms", "latency_ms",
-                                        "first_audio_ms", "audio_s",    "energy_j",  "steps"};
+                                        "first_audio_ms", "audio_s",    "energy_j",  "throttle", "steps"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (strcmp(name, names[i]) == 0)
             return true;

@@ -143,6 +143,8 @@ status_t cell_check(const struct cell *c, const char *label)
     size_t n = c->model ? strlen(c->model) : 0;
     if (n < 1 || n >= MODEL_PATH_MAX)
         return FAIL(ST_EINPUT, "%s: model: a path of %zu bytes, want 1 to %d", label, n, MODEL_PATH_MAX - 1);
+    if (strnlen(c->gpu, sizeof c->gpu) == sizeof c->gpu || strpbrk(c->gpu, "\n\r"))
+        return FAIL(ST_EINPUT, "%s: gpu: want the name of a GPU, one line below %zu bytes", label, sizeof c->gpu);
     if (!(c->deadline_s >= 0 && c->deadline_s <= 1e9))
         return FAIL(ST_EINPUT, "%s: deadline = %g, want 0 to 1e9 seconds", label, c->deadline_s);
     TRY(check_stop(&c->workload.stop, label));
@@ -218,6 +220,8 @@ static void canonical(const struct cell *c, struct line_buffer *b)
         if (!fingerprint_done && strcmp(f->name, "fingerprint") > 0) {
             add_line(b, "fingerprint", c->fingerprint, strnlen(c->fingerprint, 32));
             add_line(b, "format", "1", 1);
+            if (c->gpu[0])
+                add_line(b, "gpu", c->gpu, strnlen(c->gpu, sizeof c->gpu));
             fingerprint_done = true;
         }
         if (!stop_done && strcmp(f->name, "stop") > 0) {
@@ -272,5 +276,6 @@ void cell_label(const struct cell *c, char *out, size_t size)
     PART(c->sampling.rules != standard.sampling.rules, " %s", rules->choices[c->sampling.rules]);
     PART(c->memory_limit, " limit-%.4gGB", (double)c->memory_limit * 1e-9);
     PART(c->device_class == DEVICE_CUDA, " cuda");
+    PART(c->gpu[0], " on %s", c->gpu);
 #undef PART
 }

@@ -63,6 +63,7 @@ struct cell {
     struct sampling   sampling;         /* its seed is the sweep's seed                              */
     enum device_class device_class;     /* part of the id                                            */
     char              device[64];       /* "cpu", "cuda:GPU-uuid", "" = not placed yet; not in the id */
+    char              gpu[96];          /* name of the GPU it must run on, "" = any; part of the id when it is set */
     size_t            memory_limit;     /* bytes, 0 = none; part of the id when it is set            */
     bool              keep_audio;       /* not part of the id                                        */
     double            deadline_s;       /* for the whole worker, 0 = the launcher's default; not in the id */

@@ -68,6 +68,8 @@ static json_t *cell_json(const struct cell *c)
         bad |= json_object_set_new(cell_fields[i].section == SECTION_WORKLOAD ? workload : root, cell_fields[i].name,
                                    field_to_json(&cell_fields[i], field_get(&cell_fields[i], c)));
     bad |= json_object_set_new(root, "place", json_string(c->device));
+    if (c->gpu[0])
+        bad |= json_object_set_new(root, "gpu", json_string(c->gpu));
     bad |= json_object_set_new(root, "keep_audio", json_boolean(c->keep_audio));
     bad |= json_object_set_new(root, "deadline_s", json_real(c->deadline_s));
     for (int i = 0; i < c->workload.n_texts; i++)
@@ -215,7 +217,7 @@ static status_t read_fields(const struct reader *r, const json_t *object, bool w
 
 static status_t read_cell(const json_t *root, const char *label, struct cell *c)
 {
-    static const char *const root_keys[]     = {"id",         "model",      "fingerprint", "place",
+    static const char *const root_keys[]     = {"id",         "model",      "fingerprint", "place", "gpu",
                                                 "keep_audio", "deadline_s", "workload",    NULL};
     static const char *const workload_keys[] = {"texts", "stop", NULL};
     const struct reader      r = {label, ""}, rw = {label, "workload."};
@@ -231,6 +233,7 @@ static status_t read_cell(const json_t *root, const char *label, struct cell *c)
     TRY(read_text(&r, root, "model", model, sizeof model));
     TRY(cell_set_model(c, model));
     TRY(read_text(&r, root, "place", c->device, sizeof c->device));
+    TRY(read_text(&r, root, "gpu", c->gpu, sizeof c->gpu));
     if ((j = json_object_get(root, "keep_audio"))) {
         if (!json_is_boolean(j))
             return wrong(&r, "keep_audio", "true or false");

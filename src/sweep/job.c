@@ -15,6 +15,7 @@ struct job {
 static const char *const share_names[]    = {"auto", "none", "shard", "shared"};
 static const char *const order_names[]    = {"interleaved", "random", "given"};
 static const char *const schedule_names[] = {"static", "dynamic"};
+static const char *const foreign_names[]  = {"mark", "wait", "ignore"};
 
 #define NAME_OF(names, v, count) ((int)(v) >= 0 && (int)(v) < (count) ? names[v] : "?")
 
@@ -33,6 +34,11 @@ const char *schedule_mode_name(enum schedule_mode m)
     return NAME_OF(schedule_names, m, SCHEDULE_COUNT);
 }
 
+const char *foreign_mode_name(enum foreign_mode m)
+{
+    return NAME_OF(foreign_names, m, FOREIGN_COUNT);
+}
+
 /* Text and label of the reading, passed along. */
 struct reader {
     const struct yaml *root;
@@ -43,12 +49,12 @@ struct reader {
 
 static const char *const top_keys[]      = {"model", "texts",    "sweep",    "where", "workload", "weights", "output",
                                             "order", "schedule", "parallel", "audio", "deadline", "stop",
-                                            "prequantized"};
+                                            "prequantized", "share_gpus", "foreign", "foreign_wait", "gpu"};
 static const char *const workload_keys[] = {"texts", "stop", "seed"};
 static const char *const weights_keys[]  = {"share"};
 
 struct key_list {
-    const char *names[FIELD_COUNT + 16];
+    const char *names[FIELD_COUNT + sizeof top_keys / sizeof *top_keys]; /* the top's are the most */
     int         n;
 };
 
@@ -197,10 +203,56 @@ static status_t read_output(const struct reader *r, char *out, size_t size)
     return ST_OK;
 }
 
+static const char *const switch_names[] = {"no", "yes", "false", "true", "off", "on"};
+
+/* gpu: {name: H200, memory: 40GB, each_model: yes} */
+static status_t read_gpu(const struct reader *r, const struct yaml *gpu, struct job_options *o)
+{
+    static const char *const names[] = {"name", "memory", "each_model"};
+    union field_value        memory = {.i = 0};
+    int                      each = 0;
+    if (!gpu)
+        return ST_OK;
+    if (gpu->kind != YAML_MAP)
+        return tree_refuse(gpu, r->label, "gpu: want keys such as {name: H200, memory: 40GB, each_model: yes}");
+    for (int i = 0; i < gpu->n; i++) {
+        bool known = false;
+        for (int k = 0; k < 3; k++)
+            known |= strcmp(gpu->keys[i], names[k]) == 0;
+        if (!known)
+            return tree_refuse(gpu->items[i], r->label, "gpu.%.40s: unknown key, want name, memory or each_model",
+                               gpu->keys[i]);
+    }
+    const struct yaml *name = tree_get(gpu, "name");
+    if (name) {
+        TRY(scalar(r, name, "gpu.name"));
+        if (!name->text[0] || strlen(name->text) >= sizeof o->gpu_name)
+            return tree_refuse(name, r->label, "gpu.name: want part of a GPU's name, below %zu bytes", sizeof o->gpu_name);
+        strcpy(o->gpu_name, name->text);
+    }
+    TRY(number(r, tree_get(gpu, "memory"), "gpu.memory", FIELD_BYTES, 0, 0x1p60, &memory));
+    TRY(choose(r, tree_get(gpu, "each_model"), "gpu.each_model", switch_names, 6, &each));
+    o->gpu_memory = (uint64_t)memory.i;
+    o->each_model = each & 1;
+    return ST_OK;
+}
+
+static status_t read_placement(const struct reader *r, struct job_options *o)
+{
+    int               share = 0, foreign = FOREIGN_MARK;
+    union field_value wait = {.f = -1};
+    TRY(choose(r, tree_get(r->root, "share_gpus"), "share_gpus", switch_names, 6, &share));
+    TRY(choose(r, tree_get(r->root, "foreign"), "foreign", foreign_names, FOREIGN_COUNT, &foreign));
+    TRY(number(r, tree_get(r->root, "foreign_wait"), "foreign_wait", FIELD_FLOAT, 0, 1e6, &wait));
+    o->share_gpus     = share & 1;
+    o->foreign        = (enum foreign_mode)foreign;
+    o->foreign_wait_s = wait.f;
+    return read_gpu(r, tree_get(r->root, "gpu"), o);
+}
+
 static status_t read_options(const struct reader *r, struct job *j)
 {
     static const char *const audio_names[] = {"drop", "keep"};
-    static const char *const switch_names[] = {"no", "yes", "false", "true", "off", "on"};
     struct job_options      *o        = &j->options;
     struct cell             *base     = &j->sweep.base;
     const struct yaml       *weights  = tree_get(r->root, "weights"), *workload = tree_get(r->root, "workload");
@@ -217,6 +269,7 @@ static status_t read_options(const struct reader *r, struct job *j)
     if (!stop && workload)
         stop = tree_get(workload, "stop");
     TRY(read_stop(r, stop, &base->workload.stop));
+    TRY(read_placement(r, o));
     o->share         = (enum share_mode)share;
     o->order         = (enum order_mode)order;
     o->schedule      = (enum schedule_mode)schedule;

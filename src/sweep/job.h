@@ -18,6 +18,9 @@ enum { JOB_BYTES_MAX = 1 << 20, JOB_DEPTH_MAX = 12, JOB_PATH_MAX = 4096 };
 enum share_mode { SHARE_AUTO, SHARE_NONE, SHARE_SHARD, SHARE_SHARED, SHARE_COUNT };
 enum order_mode { ORDER_INTERLEAVED, ORDER_RANDOM, ORDER_GIVEN, ORDER_COUNT };
 enum schedule_mode { SCHEDULE_STATIC, SCHEDULE_DYNAMIC, SCHEDULE_COUNT };
+/* A GPU that others use as well: measure and mark the cell contaminated, wait (then a row without a measurement), or measure
+ * as if nothing was. */
+enum foreign_mode { FOREIGN_MARK, FOREIGN_WAIT, FOREIGN_IGNORE, FOREIGN_COUNT };
 
 /* What a job says that is not about one cell. Plain bytes without pointers: rank 0 may broadcast it as it is. */
 struct job_options {
@@ -25,13 +28,20 @@ struct job_options {
     enum share_mode    share;
     enum order_mode    order;
     enum schedule_mode schedule;
-    bool               parallel; /* cells of one CPU node side by side */
+    bool               parallel; /* cells of one CPU node (or of ranks that share a GPU) side by side */
+    bool               share_gpus; /* more ranks than GPUs on a host: they use one in turns */
+    enum foreign_mode  foreign;
+    double             foreign_wait_s;  /* how long a GPU may stay occupied; < 0: the mode's default (gpu_guard.h) */
+    char               gpu_name[64];    /* part of the name of GPUs that CUDA cells may use, "" = any          */
+    uint64_t           gpu_memory;      /* bytes that such a GPU has at least                                 */
+    bool               each_model;      /* every CUDA cell once for each model of GPU in the run              */
     uint64_t           seed;     /* of the order; the cells' noise has the same seed unless it is an axis */
 };
 
 const char *share_mode_name(enum share_mode m);       /* "auto", "none", "shard", "shared" */
 const char *order_mode_name(enum order_mode m);       /* "interleaved", "random", "given" */
 const char *schedule_mode_name(enum schedule_mode m); /* "static", "dynamic" */
+const char *foreign_mode_name(enum foreign_mode m);   /* "mark", "wait", "ignore" */
 
 struct job;
 

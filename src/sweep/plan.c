@@ -3,6 +3,7 @@
 #include "sweep/plan_pool.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <xxhash.h>
@@ -238,6 +239,27 @@ static bool passes(const struct block *b, const struct cell *c)
     return true;
 }
 
+/* The cell once for each model of GPU that the job wants, if it asked for that; else once. */
+static status_t add_for_gpus(const struct job_options *o, const struct plan_input *in, struct entries *e, struct entry *new)
+{
+    XXH128_hash_t key  = new->group_key;
+    int           n    = o->each_model && new->cell.device_class == DEVICE_CUDA ? in->n_gpus : 0;
+    bool          some = false;
+    for (int i = 0; i < n; i++) {
+        if (!strcasestr(in->gpus[i], o->gpu_name))
+            continue;
+        some = true;
+        snprintf(new->cell.gpu, sizeof new->cell.gpu, "%s", in->gpus[i]);
+        new->group_key = XXH3_128bits_withSeed(new->cell.gpu, strlen(new->cell.gpu), key.low64 ^ key.high64);
+        TRY(cell_identify(&new->cell));
+        TRY(add_entry(e, new));
+    }
+    if (some)
+        return ST_OK;
+    TRY(cell_identify(&new->cell));
+    return add_entry(e, new);
+}
+
 static status_t enumerate(const struct job *job, const struct plan_input *in, struct entries *e)
 {
     const struct sweep *s = job_sweep(job);
@@ -263,8 +285,10 @@ static status_t enumerate(const struct job *job, const struct plan_input *in, st
             if (e->n == PLAN_CELLS_MAX)
                 return FAIL(ST_EINPUT, "%s: the sweep has more than %d cells; filter it with where:",
                             job_label(job), PLAN_CELLS_MAX);
-            TRY(cell_identify(&new.cell));
-            TRY(add_entry(e, &new));
+            if (job_options(job)->each_model && e->n + (size_t)in->n_gpus > PLAN_CELLS_MAX)
+                return FAIL(ST_EINPUT, "%s: the sweep has more than %d cells on %d models of GPU; filter it with where:",
+                            job_label(job), PLAN_CELLS_MAX, in->n_gpus);
+            TRY(add_for_gpus(job_options(job), in, e, &new));
         }
     }
     if (e->n == 0)

@@ -29,6 +29,8 @@ struct plan_input {
     int         n_fingerprints;
     bool        have_cuda;
     const bool *synthetic; /* [n_fingerprints] weights are random, so `length: auto` means fixed; NULL: none is */
+    const char (*gpus)[96]; /* [n_gpus] models of GPU in the run, for `gpu: {each_model: yes}` */
+    int         n_gpus;
 };
 
 /* Every combination that passes its filters, duplicates collapsed. ST_EINPUT when nothing is left or it is more than

@@ -46,9 +46,11 @@ static json_t *index_list(const int *items, size_t n)
 
 static json_t *options_json(const struct job_options *o)
 {
-    return json_pack("{s:s, s:s, s:s, s:s, s:b, s:I}", "output", o->output, "share", share_mode_name(o->share), "order",
+    return json_pack("{s:s, s:s, s:s, s:s, s:b, s:I, s:b, s:s, s:f, s:s, s:I, s:b}", "output", o->output, "share", share_mode_name(o->share), "order",
                      order_mode_name(o->order), "schedule", schedule_mode_name(o->schedule), "parallel",
-                     (int)o->parallel, "seed", (json_int_t)o->seed);
+                     (int)o->parallel, "seed", (json_int_t)o->seed, "share_gpus", (int)o->share_gpus, "foreign",
+                     foreign_mode_name(o->foreign), "foreign_wait_s", o->foreign_wait_s, "gpu_name", o->gpu_name,
+                     "gpu_memory", (json_int_t)o->gpu_memory, "each_model", (int)o->each_model);
 }
 
 static json_t *stop_json(const struct stop_rule *s)
@@ -66,6 +68,21 @@ static json_t *column_json(const struct plan *p, const struct field *f)
     for (size_t i = 0; list && i < p->n; i++)
         json_array_append_new(list, field_to_json(f, field_get(f, &p->cells[i])));
     return list;
+}
+
+/* Names of the GPUs that cells are bound to; NULL when none is. */
+static json_t *gpus_json(const struct plan *p)
+{
+    bool    any  = false;
+    json_t *list = json_array();
+    for (size_t i = 0; i < p->n; i++) {
+        any |= p->cells[i].gpu[0] != '\0';
+        json_array_append_new(list, json_string(p->cells[i].gpu));
+    }
+    if (any)
+        return list;
+    json_decref(list);
+    return NULL;
 }
 
 static json_t *groups_json(const struct plan *p)
@@ -105,6 +122,11 @@ static json_t *plan_json(const struct plan *p)
     bad |= json_object_set_new(columns, "model", index_list(pool->model_of, p->n));
     bad |= json_object_set_new(columns, "texts", index_list(pool->texts_of, p->n));
 
+    json_t *gpus = gpus_json(p);
+    if (gpus) {
+        bad |= json_array_size(gpus) != p->n;
+        bad |= json_object_set_new(columns, "gpu", gpus);
+    }
     json_t *models = string_list(pool->models, pool->n_models);
     bad |= json_array_size(models) != (size_t)pool->n_models;
     bad |= json_object_set_new(root, "schema", json_string("qsweep-plan"));
@@ -296,6 +318,46 @@ static const char *schedule_name(int v)
     return schedule_mode_name((enum schedule_mode)v);
 }
 
+static const char *foreign_name(int v)
+{
+    return foreign_mode_name((enum foreign_mode)v);
+}
+
+/* Keys that came later: what is missing has its default. */
+static status_t read_placement(struct reader *r, const json_t *j, struct job_options *o)
+{
+    const json_t *foreign = json_object_get(j, "foreign"), *name = json_object_get(j, "gpu_name");
+    const json_t *wait = json_object_get(j, "foreign_wait_s"), *memory = json_object_get(j, "gpu_memory");
+    int           mode = foreign ? choice_of(foreign_name, FOREIGN_COUNT, foreign) : FOREIGN_MARK;
+    if (mode < 0 || (wait && !json_is_number(wait)) || (memory && !json_is_integer(memory)) ||
+        (name && (!json_is_string(name) || json_string_length(name) >= sizeof o->gpu_name)))
+        return wrong(r, "options", "foreign, foreign_wait_s, gpu_name and gpu_memory of a job");
+    o->share_gpus     = json_is_true(json_object_get(j, "share_gpus"));
+    o->each_model     = json_is_true(json_object_get(j, "each_model"));
+    o->foreign        = (enum foreign_mode)mode;
+    o->foreign_wait_s = wait ? json_number_value(wait) : -1;
+    o->gpu_memory     = memory && json_integer_value(memory) > 0 ? (uint64_t)json_integer_value(memory) : 0;
+    if (name)
+        strcpy(o->gpu_name, json_string_value(name));
+    return ST_OK;
+}
+
+/* Cells that are bound to a model of GPU, where there are any. */
+static status_t read_gpus(struct reader *r)
+{
+    const json_t *list, *columns = json_object_get(r->root, "columns");
+    if (!json_object_get(columns, "gpu"))
+        return ST_OK;
+    TRY(get_list(r, columns, "gpu", (long)r->p->n, &list));
+    for (size_t i = 0; i < r->p->n; i++) {
+        const json_t *j = json_array_get(list, i);
+        if (!json_is_string(j) || json_string_length(j) >= sizeof r->p->cells[i].gpu)
+            return FAIL(ST_EINPUT, "%s: cell %zu: gpu: want the name of a GPU", r->label, i);
+        strcpy(r->p->cells[i].gpu, json_string_value(j));
+    }
+    return ST_OK;
+}
+
 static status_t read_options(struct reader *r)
 {
     struct job_options *o    = &r->p->options;
@@ -315,7 +377,7 @@ static status_t read_options(struct reader *r)
     o->schedule = (enum schedule_mode)schedule;
     o->parallel = json_is_true(json_object_get(j, "parallel"));
     o->seed     = (uint64_t)json_integer_value(seed);
-    return ST_OK;
+    return read_placement(r, j, o);
 }
 
 /* stop, keep_audio and deadline_s are one for all cells; cell_check() judges them with the first cell. */
@@ -355,6 +417,7 @@ static status_t read_plan(struct reader *r)
     TRY(read_options(r));
     TRY(read_pool(r));
     TRY(read_fields(r));
+    TRY(read_gpus(r));
     TRY(read_shared(r));
     TRY(read_index(r, "model", p->pool->n_models, p->pool->model_of));
     TRY(read_index(r, "texts", p->pool->n_text_sets, p->pool->texts_of));

@@ -78,7 +78,7 @@ static void try_job(const char *yaml, size_t size, const char *const *set, int n
     for (int i = 0; i < job_sweep(j)->n_blocks; i++)
         product += block_size(&job_sweep(j)->blocks[i]);
     if (n_models <= MODELS_MAX && product <= CELLS_MAX) { /* larger plans are slow, not different */
-        struct plan_input in = {fingerprints, n_models, size & 1, NULL};
+        struct plan_input in = {fingerprints, n_models, size & 1, NULL, NULL, 0};
         if (plan_build(j, &in, &p) == ST_OK) {
             check_plan(p);
             plan_close(p);

@@ -485,8 +485,9 @@ static void the_help_names_every_key(void **state)
     for (int i = 0; i < FIELD_COUNT; i++)
         assert_non_null(strstr(text, cell_fields[i].name));
     static const char *const keys[] = {"model", "prequantized", "output", "order", "schedule", "parallel",
-                                       "deadline", "audio", "share", "stop", "zip", "where", "--set"};
-    for (int i = 0; i < 13; i++)
+                                       "deadline", "audio", "share", "stop", "zip", "where", "--set",
+                                       "share_gpus", "foreign", "foreign_wait", "each_model"};
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
         assert_non_null(strstr(text, keys[i]));
     free(text);
 }

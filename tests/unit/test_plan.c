@@ -21,7 +21,7 @@ static status_t try_plan(const char *yaml, const char *const *set, int n_set, bo
     int         n;
     assert_int_equal(job_parse(yaml, strlen(yaml), "job.yaml", set, n_set, NULL, &j), ST_OK);
     job_models(j, &n);
-    struct plan_input in = {prints, n, have_cuda, NULL};
+    struct plan_input in = {prints, n, have_cuda, NULL, NULL, 0};
     status_t          st = plan_build(j, &in, out);
     job_close(j);
     return st;
@@ -148,7 +148,7 @@ static void autos_follow_the_rest_of_the_cell(void **state)
     const char yaml[]    = "sweep: {model: [a, b]}\n";
     const bool synthetic[] = {false, true};
     assert_int_equal(job_parse(yaml, strlen(yaml), "job.yaml", NULL, 0, NULL, &j), ST_OK);
-    struct plan_input in = {prints, 2, false, synthetic};
+    struct plan_input in = {prints, 2, false, synthetic, NULL, 0};
     assert_int_equal(plan_build(j, &in, &p), ST_OK);
     for (size_t i = 0; i < 2; i++) {
         bool b = strcmp(p->cells[i].model, "b") == 0;
@@ -448,7 +448,7 @@ static void the_jobs_we_ship_plan_as_they_say(void **state)
     for (int i = 0; i < 3; i++) {
         struct job        *j;
         struct plan       *p;
-        struct plan_input  in = {prints, 1, false, NULL};
+        struct plan_input  in = {prints, 1, false, NULL, NULL, 0};
         assert_int_equal(job_load(jobs[i].path, NULL, 0, &j), ST_OK);
         assert_int_equal(plan_build(j, &in, &p), ST_OK);
         assert_int_equal(p->n, jobs[i].cells);

@@ -15,7 +15,7 @@ enum { CONTEXTS = 37, CELLS = 2 * CONTEXTS };
 static struct plan *plan_with(const char *extra)
 {
     static const char prints[1][33] = {"00112233445566778899aabbccddeeff"};
-    struct plan_input in = {prints, 1, false, NULL};
+    struct plan_input in = {prints, 1, false, NULL, NULL, 0};
     char              yaml[256];
     struct job       *j;
     struct plan      *p;

@@ -28,7 +28,7 @@ static void random_seed(void)
 static struct plan *plan_of(const char *yaml)
 {
     static const char prints[1][33] = {"00112233445566778899aabbccddeeff"};
-    struct plan_input in            = {prints, 1, false, NULL};
+    struct plan_input in            = {prints, 1, false, NULL, NULL, 0};
     struct job       *j;
     struct plan      *p;
     assert_int_equal(job_parse(yaml, strlen(yaml), "job.yaml", NULL, 0, NULL, &j), ST_OK);

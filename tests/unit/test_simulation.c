@@ -25,7 +25,7 @@ struct paper {
 static void paper_make(struct paper *p, int n_ranks, double seconds)
 {
     static const char prints[1][33] = {"00112233445566778899aabbccddeeff"};
-    struct plan_input in = {prints, 1, false, NULL};
+    struct plan_input in = {prints, 1, false, NULL, NULL, 0};
     char              yaml[160];
     struct job       *j;
     memset(p, 0, sizeof *p);
