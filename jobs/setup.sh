@@ -64,6 +64,10 @@ test | cluster)
     need python3-h5py python_has h5py
     need python3-pandas python_has pandas
     need hdf5-tools have h5dump
+    need openssh-server test -x /usr/sbin/sshd
+    need openssh-client have ssh
+    need xz-utils have xz
+    need groff-base have groff
     need procps have pkill
     need clang have clang
     if have clang >/dev/null; then # the runtime's package carries clang's version in its name
