@@ -106,10 +106,18 @@ static bool augment(struct graph *g, struct place *places, int r, int mark)
 {
     for (int i = 0; i < g->views[r].n; i++) {
         int gpu = g->edges[r * RANK_GPUS_MAX + i];
+        if (g->owner[gpu] >= 0)
+            continue; /* first what is free, so that local rank i has the i-th card where all see all */
+        g->owner[gpu] = r;
+        places[r].gpu = i;
+        return true;
+    }
+    for (int i = 0; i < g->views[r].n; i++) {
+        int gpu = g->edges[r * RANK_GPUS_MAX + i];
         if (g->seen[gpu] == mark)
             continue;
         g->seen[gpu] = mark;
-        if (g->owner[gpu] >= 0 && !augment(g, places, g->owner[gpu], mark))
+        if (!augment(g, places, g->owner[gpu], mark))
             continue;
         g->owner[gpu] = r;
         places[r].gpu = i;
