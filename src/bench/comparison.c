@@ -231,6 +231,7 @@ static uint64_t key_hash(const struct summary_row *row, int axis)
     }
     if (axis != COMPARISON_MODEL)
         mix(&hash, row->fingerprint, strlen(row->fingerprint));
+    mix(&hash, row->gpu, strlen(row->gpu)); /* cells bound to a card are compared on it */
     mix(&hash, &row->n_texts, sizeof row->n_texts);
     return hash;
 }
@@ -244,6 +245,8 @@ static bool belong_together(const struct summary_row *a, const struct summary_ro
         if (memcmp(&x, &y, sizeof x) != 0)
             return false;
     }
+    if (strcmp(a->gpu, b->gpu) != 0)
+        return false;
     return axis == COMPARISON_MODEL || strcmp(a->fingerprint, b->fingerprint) == 0;
 }
 

@@ -37,6 +37,7 @@ static const struct summary_column figure_columns[] = {
     TEXT(fingerprint, "hash of the model's configuration and tensors"),
     TEXT(place, "where it ran: cpu or cuda:UUID"),
     TEXT(device_name, "name of the GPU or CPU"),
+    TEXT(gpu, "model of GPU that the cell is bound to, empty: any"),
     TEXT(host, "host of the worker"),
     TEXT(engine_used, "engine that really ran"),
     INT(prequantized, "1",
@@ -359,6 +360,7 @@ static void identity(const struct result *r, struct summary_row *out)
     put_text(out->fingerprint, sizeof out->fingerprint, r->cell.fingerprint);
     put_text(out->place, sizeof out->place, r->cell.device);
     put_text(out->device_name, sizeof out->device_name, device ? device : result_fact(r, "cpu_model"));
+    put_text(out->gpu, sizeof out->gpu, r->cell.gpu);
     put_text(out->host, sizeof out->host, r->host);
     put_text(out->engine_used, sizeof out->engine_used, r->engine);
     put_text(out->reason, sizeof out->reason, r->reason);

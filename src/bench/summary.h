@@ -13,7 +13,7 @@
 /* Numbers are NaN where nothing was measured or n does not carry the figure; notes says why. MB are 10⁶ bytes. */
 struct summary_row {
     char              id[33], status[16], label[96], fingerprint[33];
-    char              place[64], device_name[96], host[64], engine_used[16];
+    char              place[64], device_name[96], gpu[96], host[64], engine_used[16];
     char              reason[256], notes[160];
     union field_value axes[FIELD_COUNT]; /* in the order of cell_fields */
     int64_t           n_texts, n_samples, errors, prequantized, attempt, started_ns;
