@@ -9,6 +9,7 @@ Every statement is computed from the file; the words faster, slower, same and un
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import math
 import os
@@ -177,6 +178,24 @@ def quality_tables(cells: list[tuple[str, Cell]]) -> list[dict]:
     return tables
 
 
+AUDIO_EMBED_BYTES = 24 << 20  # beyond this the sounds stay files beside the report, linked by name
+
+
+def listening(path: Path, output: Path, cells: list[tuple[str, Cell]]) -> list[dict]:
+    """The first sound of every text, the precisions side by side; kept by `audio: keep` as audio/<cell id>-textN.wav."""
+    folder = path.parent / "audio"
+    texts = [t for _, c in cells[:1] for t in json.loads(c.config.get("json", "{}")).get("workload", {}).get("texts", [])]
+    files = [[folder / f"{cell.id}-text{i}.wav" for _, cell in cells] for i in range(len(texts))]
+    embed = sum(f.stat().st_size for row in files for f in row if f.exists()) <= AUDIO_EMBED_BYTES
+    rows = []
+    for i, row in enumerate(files):
+        sounds = [{"name": name, "source": ("data:audio/wav;base64," + base64.b64encode(f.read_bytes()).decode()) if embed else os.path.relpath(f, output.parent)}
+                  for (name, _), f in zip(cells, row) if f.exists()]
+        if sounds:
+            rows.append({"text": str(texts[i]), "sounds": sounds})
+    return rows
+
+
 def context_figure(summary: pd.DataFrame) -> str:
     rows = summary[(summary["status"] == "ok")]
     series = []
@@ -247,7 +266,7 @@ def build(path: Path, output: Path, a_name: str, b_name: str) -> None:
         page = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).resolve().parent / "templates"), autoescape=True, undefined=jinja2.StrictUndefined).get_template("report.html").render(
             comparison=comparison, axes=axes, table=table, failures=failures, figures=[f for f in figures if f], provenance=provenance,
             configuration=configuration_rows(configuration), source=path.name, attrs=sweep.attrs, job=sweep.job, counts=summary["status"].value_counts().to_dict(),
-            fits=fits([row for _, row, _ in chosen]), fit_names=[p.upper() for p, _, _ in chosen], synthetic=is_synthetic(configuration), quality=quality_tables(cells))
+            fits=fits([row for _, row, _ in chosen]), fit_names=[p.upper() for p, _, _ in chosen], synthetic=is_synthetic(configuration), quality=quality_tables(cells), listening=listening(path, output, cells))
     temporary = output.with_name(output.name + f".tmp{os.getpid()}")
     temporary.write_text(page, encoding="utf-8")
     os.replace(temporary, output)

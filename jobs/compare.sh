@@ -47,6 +47,7 @@ args=(--set "model=$checkpoint" --set "prequantized.int8=$int8" --set "device=$d
 [ -n "${synthetic:-}" ] && args+=(--set "workload.max_new_tokens=$([ "$device" = cuda ] && echo 256 || echo 128)")
 codec=${CODEC:-$([ -e "$checkpoint/codec.pth" ] && echo bf16 || echo off)}
 args+=(--set "codec=$codec")
+[ "$codec" != off ] && args+=(--set audio=keep) # the report plays the first sound of every text
 [ -n "${SAMPLES:-}" ] && args+=(--set "workload.samples=$SAMPLES")
 [ "${SAMPLES:-}" = 1 ] && args+=(--set workload.processes=1) # one sample cannot be spread over two processes
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """The report of a real small sweep: made of the file's own numbers, self-contained, escaped, without console errors."""
-import html.parser, json, os, re, shutil, subprocess, sys, tempfile
+import base64, glob, html.parser, json, os, re, shutil, subprocess, sys, tempfile
 
 from flow import BUILD, QSWEEP, ROOT, check, done, skip
 
@@ -11,6 +11,8 @@ JOB = """
 model: %s
 sweep: {precision: [bf16, int8], batch: [1, 2]}
 workload: {samples: 3, warmup: 0, processes: 2, length: fixed, max_new_tokens: 12, quality: on, texts: [%s, "Second."]}
+codec: bf16
+audio: keep
 device: cpu
 """
 
@@ -20,13 +22,15 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.bad, self.text, self.svg, self.open = [], "", 0, []
+        self.bad, self.text, self.svg, self.sounds = [], "", 0, []
 
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
         if tag in ("script", "link", "iframe", "object", "embed") or any(re.match("https?:|//", attrs.get(a) or "") for a in ("src", "href")):
             self.bad.append(tag)
         self.svg += tag == "svg"
+        if tag == "audio":
+            self.sounds.append(attrs["src"])
 
     def handle_data(self, data):
         self.text += data
@@ -44,7 +48,10 @@ def main():
     box = tempfile.mkdtemp()
     try:
         job, out, page_path = box + "/job.yaml", box + "/out", box + "/report.html"
-        open(job, "w").write(JOB % (MODEL, json.dumps(EVIL)))
+        shutil.copytree(MODEL, box + "/model")
+        for name in ("codec.pth", "codec.json"):  # as many codebooks as the model has
+            shutil.copy(os.path.join(ROOT, "tests/golden/codec-a", name), box + "/model")
+        open(job, "w").write(JOB % (box + "/model", json.dumps(EVIL)))
         ran = subprocess.run([QSWEEP, "run", job, "--output", out, "-q"], capture_output=True, text=True)
         check("a sweep to report on runs", ran.returncode == 0, ran.stderr)
         made = report(out + "/sweep.h5", page_path)
@@ -63,6 +70,9 @@ def main():
         verdict = next(c["verdict"] for c in json.loads(told.stdout)["comparisons"] if c["metric"] == "latency" and c["candidate_cell"]["id"] == first["int8"]["id"])
         check("the word about speed is that of `qsweep compare`", re.search(r"Speed:\s*%s" % re.escape(verdict), page.text), verdict)
         check("plots and the quality table are there", page.svg >= 6 and "top-1 agreement" in page.text)
+        sounds = [base64.b64decode(s.split(",", 1)[1]) for s in page.sounds if s.startswith("data:audio/wav;base64,")]
+        kept = [open(f, "rb").read() for f in sorted(glob.glob(out + "/audio/*.wav"))]
+        check("the kept sounds of both precisions and texts play in the page, side by side", len(sounds) == 4 and len(kept) == 8 and all(s in kept and s[:4] == b"RIFF" for s in sounds), (len(sounds), len(kept)))
         check("without the program the report says that nothing was compared", report(out + "/sweep.h5", box + "/r2.html", QSWEEP="/nonexistent").returncode == 0
               and "not compared" in open(box + "/r2.html", encoding="utf-8").read())
         open(box + "/broken.h5", "wb").write(open(out + "/sweep.h5", "rb").read()[:3000])
