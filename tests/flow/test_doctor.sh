@@ -80,6 +80,7 @@ C
 if cc -shared -fPIC -o "$dir/libnvidia-ml.so.1" "$dir/nvml.c" 2>"$dir/err"; then
     export LD_LIBRARY_PATH=$dir${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
     sleep 60 & other=$!
+    until [ "$(cat /proc/$other/comm)" = sleep ]; do :; done # it is a shell until it becomes sleep
     export FAKE_CARDS=2 FAKE_CUDA=13010 FAKE_SM=90 FAKE_PID=$other
     doctor 0 "$dir/cards.json"
     kill $other
