@@ -1,5 +1,5 @@
 /* cpu_codec_body.h — the codec's kernels over a vector type; included by cpu_codec_kernels.c once an instruction set.
- * The including file defines ISA (a name suffix), ISA_TARGET, vf, LANES, ROWS, VECS and the vf_* primitives. */
+ * The including file defines ISA (a name suffix), ISA_TARGET, vf, LANES, ROWS, VECS, UNROLLED and the vf_* primitives. */
 
 #define KERNEL    ISA_TARGET static
 #define INLINE    ISA_TARGET __attribute__((always_inline)) static inline
@@ -8,24 +8,24 @@
 #define NAME(a)   NAME1(a, ISA)
 #define WIDTH     (LANES * VECS)
 
-/* M rows at a time; M is a constant after inlining, so the sums stay in registers. */
+/* M rows at a time; M is a constant after inlining. */
 #define TILE(LOAD)                                                                              \
     vf s[ROWS][VECS];                                                                           \
-    for (int r = 0; r < M; r++)                                                                 \
-        for (int v = 0; v < VECS; v++)                                                          \
+    UNROLLED for (int r = 0; r < M; r++)                                                        \
+        UNROLLED for (int v = 0; v < VECS; v++)                                                 \
             s[r][v] = vf_load(c + r * WIDTH + v * LANES);                                       \
     for (int k = 0; k < n; k++) {                                                               \
         vf w[VECS];                                                                             \
-        for (int v = 0; v < VECS; v++)                                                          \
+        UNROLLED for (int v = 0; v < VECS; v++)                                                 \
             w[v] = LOAD(panel + (size_t)k * WIDTH + (size_t)v * LANES);                         \
-        for (int r = 0; r < M; r++) {                                                           \
+        UNROLLED for (int r = 0; r < M; r++) {                                                  \
             vf b = vf_set(x[(size_t)r * stride + (size_t)k]);                                   \
-            for (int v = 0; v < VECS; v++)                                                      \
+            UNROLLED for (int v = 0; v < VECS; v++)                                             \
                 s[r][v] = vf_fma(b, w[v], s[r][v]);                                             \
         }                                                                                       \
     }                                                                                           \
-    for (int r = 0; r < M; r++)                                                                 \
-        for (int v = 0; v < VECS; v++)                                                          \
+    UNROLLED for (int r = 0; r < M; r++)                                                        \
+        UNROLLED for (int v = 0; v < VECS; v++)                                                 \
             vf_store(c + r * WIDTH + v * LANES, s[r][v]);
 
 INLINE void NAME(tile_f32)(float *c, const float *x, size_t stride, const float *panel, int n, const int M)

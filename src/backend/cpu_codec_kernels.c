@@ -20,6 +20,14 @@ static void round_plain(float *y, const float *x, size_t n)
         y[i] = bf16_round(x[i]);
 }
 
+/* Loops over the sums of a tile, whose counts are constants after inlining. Without the word gcc 12 -O2 leaves them loops and
+ * the sums in memory: 16 frames on one core take 2,731 instead of 591 ms in FP32, 975 instead of 342 in BF16. */
+#ifdef __clang__
+#define UNROLLED _Pragma("unroll")
+#else
+#define UNROLLED _Pragma("GCC unroll 8")
+#endif
+
 /* ---- portable: four plain floats ---- */
 
 typedef struct {
@@ -190,23 +198,23 @@ BF16_TARGET __attribute__((always_inline)) static inline void tile_pairs(float *
                                                                          const uint16_t *panel, int n, const int M)
 {
     __m512 s[ROWS][VECS];
-    for (int r = 0; r < M; r++)
-        for (int v = 0; v < VECS; v++)
+    UNROLLED for (int r = 0; r < M; r++)
+        UNROLLED for (int v = 0; v < VECS; v++)
             s[r][v] = _mm512_loadu_ps(c + r * 48 + v * 16);
     for (int k = 0; k < n; k += 2) {
         __m512i w[VECS];
-        for (int v = 0; v < VECS; v++)
+        UNROLLED for (int v = 0; v < VECS; v++)
             w[v] = _mm512_loadu_si512(panel + (size_t)k * 48 + (size_t)v * 32);
-        for (int r = 0; r < M; r++) {
+        UNROLLED for (int r = 0; r < M; r++) {
             int32_t pair;
             memcpy(&pair, x + (size_t)r * stride + (size_t)k, sizeof pair);
             __m512i b = _mm512_set1_epi32(pair);
-            for (int v = 0; v < VECS; v++)
+            UNROLLED for (int v = 0; v < VECS; v++)
                 s[r][v] = _mm512_dpbf16_ps(s[r][v], (__m512bh)b, (__m512bh)w[v]);
         }
     }
-    for (int r = 0; r < M; r++)
-        for (int v = 0; v < VECS; v++)
+    UNROLLED for (int r = 0; r < M; r++)
+        UNROLLED for (int v = 0; v < VECS; v++)
             _mm512_storeu_ps(c + r * 48 + v * 16, s[r][v]);
 }
 
