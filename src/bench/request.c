@@ -3,6 +3,7 @@
 #include "base/clock.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 #include <xxhash.h>
 
@@ -94,8 +95,9 @@ static status_t speak(struct session *s, const struct request *request, int max,
             for (int i = 0; i < times.first_frames; i++)
                 sample->first_audio_ms += s->step_ms[i];
         }
-        if (request->audio_path && b == 0)
-            TRY(speech_keep(s->speech, request->audio_path));
+        /* A sound that cannot be kept (no libsndfile, no space) is no reason to lose what was measured. */
+        if (request->audio_path && b == 0 && !s->audio_error[0] && speech_keep(s->speech, request->audio_path) != ST_OK)
+            snprintf(s->audio_error, sizeof s->audio_error, "%s", status_last());
     }
     sample->audio_s = audio;
     return ST_OK;

@@ -17,6 +17,7 @@ struct session {
     struct weights    *weights;
     struct decoder    *decoder;
     struct speech     *speech; /* with cell.codec other than off */
+    char               audio_error[256]; /* why the sounds could not be kept, "" if they could */
     struct voice       voice;  /* with cell.context > 0 */
     int                max_seq_len;
     /* Buffers of a request, made before anything is timed. */

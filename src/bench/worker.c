@@ -291,6 +291,8 @@ static status_t measure_all(struct measurement *m)
     if (st == ST_OK)
         st = measure(m);
     note_peaks(m);
+    if (m->session.audio_error[0])
+        TRY(result_add_fact(m->result, "audio_error", m->session.audio_error));
     status_t told = gpu_watch_facts(m->gpu, m->result);
     return st == ST_OK ? told : st;
 }

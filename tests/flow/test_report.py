@@ -75,6 +75,14 @@ def main():
         check("the kept sounds of both precisions and texts play in the page, side by side", len(sounds) == 4 and len(kept) == 8 and all(s in kept and s[:4] == b"RIFF" for s in sounds), (len(sounds), len(kept)))
         check("without the program the report says that nothing was compared", report(out + "/sweep.h5", box + "/r2.html", QSWEEP="/nonexistent").returncode == 0
               and "not compared" in open(box + "/r2.html", encoding="utf-8").read())
+        # A sound that cannot be written (here a folder has its name) is told, and the measurement stands.
+        identity = first["int8"]["id"]
+        os.remove("%s/cells/%s/cell-%s.h5" % (out, identity[:2], identity))
+        os.remove("%s/audio/%s-text0.wav" % (out, identity))
+        os.mkdir("%s/audio/%s-text0.wav" % (out, identity))
+        again = subprocess.run([QSWEEP, "run", job, "--output", out, "-q", "--resume"], capture_output=True, text=True)
+        fact = subprocess.run(["h5dump", "-a", "/cells/%s/provenance/facts/audio_error" % identity, out + "/sweep.h5"], capture_output=True, text=True)
+        check("a sound that cannot be kept costs no measurement and is told", again.returncode == 0 and identity + "-text0.wav" in fact.stdout, again.stderr + fact.stdout)
         open(box + "/broken.h5", "wb").write(open(out + "/sweep.h5", "rb").read()[:3000])
         broken = report(box + "/broken.h5", box + "/r3.html")
         check("a file cut short is one line, exit 1, and no page", broken.returncode == 1 and "broken.h5" in broken.stderr and "Traceback" not in broken.stderr and not os.path.exists(box + "/r3.html"), broken.stderr)
