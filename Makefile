@@ -180,9 +180,9 @@ BENCH_CKPT ?= $(BUILD)/checkpoints/s1-mini-codec
 bench-fleet: all $(BUILD)/tests/flow/make_results ## planning, merging 10,000 files, 64 ranks, 4,096 on paper
 	@QSWEEP_BUILD=$(BUILD) /usr/bin/python3 tests/bench/fleet.py
 
-bench-codec: all ## the codec alone: DEVICE=cpu|cuda, published shape, 215 frames
+bench-codec: all ## the codec alone, published shape, 215 frames: DEVICE=cpu|cuda BENCH="--chunk 108"
 	@[ -e $(BENCH_CKPT)/codec.pth ] || $(BUILD)/qsweep synth $(BENCH_CKPT) --shape s1-mini --seed 1 --codec
-	@$(BUILD)/qsweep codec bench $(BENCH_CKPT) --device $(or $(DEVICE),cpu) $(if $(filter cuda%,$(DEVICE)),--runs 20,--runs 3)
+	@$(BUILD)/qsweep codec bench $(BENCH_CKPT) --device $(or $(DEVICE),cpu) $(if $(filter cuda%,$(DEVICE)),--runs 20,--runs 3) $(BENCH)
 
 asan: ## unit tests under AddressSanitizer and UBSan
 	@$(MAKE) --no-print-directory -j2 unit BUILD=$(BUILD)/asan CUDA=0 CFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined"

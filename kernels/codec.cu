@@ -3,7 +3,8 @@
 
 #include <math.h>
 
-namespace {
+namespace
+{
 
 /* Two values a thread where channels are even, which they are but for the encoder's input. */
 __global__ void snake_kernel(int form, void *y, const float *x, const float *alpha, size_t count, int channels)
@@ -26,7 +27,8 @@ __global__ void split_kernel(void *w, size_t count)
     rows_put(CODEC_FORM_SPLIT, w, i, v);
 }
 
-__global__ void depthwise_kernel(float *y, const float *x, const float *w, const float *b, int n, int channels, int taps)
+__global__ void depthwise_kernel(float *y, const float *x, const float *w, const float *b, int n, int channels,
+                                 int taps)
 {
     const size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= static_cast<size_t>(n) * channels)
@@ -57,7 +59,7 @@ __global__ void norm_kernel(int form, void *y, const float *x, const float *w, c
 {
     __shared__ float shared[WARP];
     const size_t     first = static_cast<size_t>(blockIdx.x) * channels;
-    const float     *row   = x + first;
+    const float     *row = x + first;
     float            mean = 0, square = 0;
     if (b) {
         for (int c = threadIdx.x; c < channels; c += blockDim.x)
@@ -104,7 +106,7 @@ __global__ void rope_kernel(const codec_rope_args a)
     float       *row = a.d_qkv + static_cast<size_t>(t) * 3 * dim + 2 * p;
     for (int part = 0; part < 2; part++) {
         float2 *x = reinterpret_cast<float2 *>(row + part * dim);
-        *x        = make_float2(x->x * cs[0] - x->y * cs[1], x->y * cs[0] + x->x * cs[1]);
+        *x = make_float2(x->x * cs[0] - x->y * cs[1], x->y * cs[0] + x->x * cs[1]);
     }
     if (to >= 0)
         for (int part = 0; part < 2; part++)
@@ -113,11 +115,11 @@ __global__ void rope_kernel(const codec_rope_args a)
 }
 
 /* One block a (row, head). A warp takes every ATTENTION_WARPS-th key, its lanes the dimensions, so that loads are whole
- * rows of a head; then parts of the block as wide as a head each sum their share of the values. Key i is row window − 1 −
- * past + i of the old window, then row i − past of qkv. */
+ * rows of a head; then parts of the block as wide as a head each sum their share of the values. Key i is row window − 1
+ * − past + i of the old window, then row i − past of qkv. */
 constexpr int ATTENTION_WARPS = 8;
 
-__global__ void __launch_bounds__(ATTENTION_WARPS * WARP) attention_kernel(const codec_attention_args a)
+__global__ void __launch_bounds__(ATTENTION_WARPS *WARP) attention_kernel(const codec_attention_args a)
 {
     extern __shared__ float memory[]; /* scores [window], sums [threads] */
     __shared__ float        shared[WARP];
@@ -128,7 +130,7 @@ __global__ void __launch_bounds__(ATTENTION_WARPS * WARP) attention_kernel(const
     auto      key = [&](int i) {
         const int at = first + i;
         return at < a.past ? a.d_old + static_cast<size_t>(a.window - 1 - a.past + at) * 2 * dim + h * hd
-                           : a.d_qkv + static_cast<size_t>(at - a.past) * 3 * dim + dim + h * hd;
+                                : a.d_qkv + static_cast<size_t>(at - a.past) * 3 * dim + dim + h * hd;
     };
     const float *q = a.d_qkv + static_cast<size_t>(t) * 3 * dim + h * hd;
     const float  scale = rsqrtf(static_cast<float>(hd));
@@ -176,14 +178,13 @@ __global__ void __launch_bounds__(ATTENTION_WARPS * WARP) attention_kernel(const
 
 /* T: the widest type that divides a row. Each element of the history is read before its place is written: d_new is
  * another buffer than d_old. */
-template <typename T>
-__global__ void join_kernel(T *rows, T *fresh, const T *old, int past, int n, size_t row)
+template <typename T> __global__ void join_kernel(T *rows, T *fresh, const T *old, int past, int n, size_t row)
 {
     const size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x, shift = static_cast<size_t>(n) * row;
     const size_t history = static_cast<size_t>(past) * row;
     if (i >= history)
         return;
-    rows[i]  = old[i];
+    rows[i] = old[i];
     fresh[i] = i + shift < history ? old[i + shift] : rows[i + shift];
 }
 
@@ -194,10 +195,11 @@ __global__ void dequantize_kernel(const codec_dequantize_args a)
         return;
     float sum = 0;
     for (int i = 1; i <= a.books; i++) {
-        const int    k = i % a.books; /* the first book last: z_0 + (the others) */
-        const int    row = (k ? a.first_rows + (k - 1) * a.other_rows : 0) + a.d_codes[static_cast<size_t>(k) * a.n + t];
-        const float *v = a.d_table + static_cast<size_t>(row) * 8, *w = a.d_w + (static_cast<size_t>(k) * a.latent + o) * 8;
-        float        z = 0;
+        const int k = i % a.books; /* the first book last: z_0 + (the others) */
+        const int row = (k ? a.first_rows + (k - 1) * a.other_rows : 0) + a.d_codes[static_cast<size_t>(k) * a.n + t];
+        const float *v = a.d_table + static_cast<size_t>(row) * 8,
+                    *w = a.d_w + (static_cast<size_t>(k) * a.latent + o) * 8;
+        float z = 0;
 #pragma unroll
         for (int e = 0; e < 8; e++)
             z += w[e] * v[e];
@@ -229,15 +231,16 @@ cudaError_t codec_snake_launch(int form, void *d_y, const float *d_x, const floa
     return cudaGetLastError();
 }
 
-cudaError_t codec_depthwise_launch(float *d_y, const float *d_x, const float *d_w, const float *d_b, int n, int channels,
-                                   int taps, cudaStream_t stream)
+cudaError_t codec_depthwise_launch(float *d_y, const float *d_x, const float *d_w, const float *d_b, int n,
+                                   int channels, int taps, cudaStream_t stream)
 {
-    depthwise_kernel<<<blocks_for(static_cast<size_t>(n) * channels), THREADS, 0, stream>>>(d_y, d_x, d_w, d_b, n, channels, taps);
+    depthwise_kernel<<<blocks_for(static_cast<size_t>(n) * channels), THREADS, 0, stream>>>(d_y, d_x, d_w, d_b, n,
+                                                                                            channels, taps);
     return cudaGetLastError();
 }
 
-cudaError_t codec_norm_launch(int form, void *d_y, const float *d_x, const float *d_w, const float *d_b, int n, int channels,
-                              float eps, cudaStream_t stream)
+cudaError_t codec_norm_launch(int form, void *d_y, const float *d_x, const float *d_w, const float *d_b, int n,
+                              int channels, float eps, cudaStream_t stream)
 {
     norm_kernel<<<n, THREADS, 0, stream>>>(form, d_y, d_x, d_w, d_b, channels, eps);
     return cudaGetLastError();
@@ -271,11 +274,13 @@ cudaError_t codec_join_launch(void *d_rows, void *d_new, const void *d_old, int 
 {
     const size_t bytes = static_cast<size_t>(past) * row_bytes;
     if (row_bytes % 16 == 0)
-        join_kernel<<<blocks_for(bytes / 16), THREADS, 0, stream>>>(static_cast<uint4 *>(d_rows), static_cast<uint4 *>(d_new),
-                                                                    static_cast<const uint4 *>(d_old), past, n, row_bytes / 16);
+        join_kernel<<<blocks_for(bytes / 16), THREADS, 0, stream>>>(
+            static_cast<uint4 *>(d_rows), static_cast<uint4 *>(d_new), static_cast<const uint4 *>(d_old), past, n,
+            row_bytes / 16);
     else
-        join_kernel<<<blocks_for(bytes / 2), THREADS, 0, stream>>>(static_cast<uint16_t *>(d_rows), static_cast<uint16_t *>(d_new),
-                                                                   static_cast<const uint16_t *>(d_old), past, n, row_bytes / 2);
+        join_kernel<<<blocks_for(bytes / 2), THREADS, 0, stream>>>(
+            static_cast<uint16_t *>(d_rows), static_cast<uint16_t *>(d_new), static_cast<const uint16_t *>(d_old), past,
+            n, row_bytes / 2);
     return cudaGetLastError();
 }
 

@@ -30,9 +30,9 @@ enum codec_conv_path { CODEC_PATH_BEST, CODEC_PATH_WARP };
 /* v = residual + gamma ⊙ act(scales ⊙ sum + bias); y = v; next = Snake(v). Outputs r of row t stand at t·rows + r; with
  * rows = s·channels that is row s·t + r/channels, so a transposed convolution needs no further step. */
 struct codec_conv_args {
-    int          path;                        /* enum codec_conv_path; WARP: the plain kernel, for tests         */
-    int          form;                        /* of d_x                                                          */
-    int          format;                      /* enum codec_weight_format; SPLIT with form SPLIT                 */
+    int          path;   /* enum codec_conv_path; WARP: the plain kernel, for tests         */
+    int          form;   /* of d_x                                                          */
+    int          format; /* enum codec_weight_format; SPLIT with form SPLIT                 */
     int          n, rows, taps, cols, stride, dilation;
     const void  *d_x, *d_w;                   /* input rows t·stride + tap·dilation; w [rows][taps][cols]        */
     const float *d_scales, *d_bias, *d_gamma; /* [rows] or NULL; scales with CODEC_W_I8                          */
@@ -50,11 +50,11 @@ cudaError_t codec_split_launch(void *d_w, size_t count, cudaStream_t stream);
 /* Plain rows to `form`; with d_alpha (as above) Snake on the way. */
 cudaError_t codec_snake_launch(int form, void *d_y, const float *d_x, const float *d_alpha, int n, int channels,
                                cudaStream_t stream);
-cudaError_t codec_depthwise_launch(float *d_y, const float *d_x, const float *d_w, const float *d_b, int n, int channels,
-                                   int taps, cudaStream_t stream);
+cudaError_t codec_depthwise_launch(float *d_y, const float *d_x, const float *d_w, const float *d_b, int n,
+                                   int channels, int taps, cudaStream_t stream);
 /* d_b NULL: RMSNorm; else LayerNorm. */
-cudaError_t codec_norm_launch(int form, void *d_y, const float *d_x, const float *d_w, const float *d_b, int n, int channels,
-                              float eps, cudaStream_t stream);
+cudaError_t codec_norm_launch(int form, void *d_y, const float *d_x, const float *d_w, const float *d_b, int n,
+                              int channels, float eps, cudaStream_t stream);
 cudaError_t codec_silu_mul_launch(int form, void *d_y, const float *d_gate_up, int n, int width, cudaStream_t stream);
 
 enum { CODEC_WINDOW_MAX = 11000 }; /* scores of a row fit 48 KB of shared memory */
@@ -80,8 +80,8 @@ cudaError_t codec_attention_launch(const struct codec_attention_args *a, cudaStr
 cudaError_t codec_join_launch(void *d_rows, void *d_new, const void *d_old, int past, int n, size_t row_bytes,
                               cudaStream_t stream);
 
-/* y [n][latent] = z_0 + (((z_1 + z_2) + …)), z_k = W_k·table_k[code] + b_k, entries of 8 values; codes [books][n] checked
- * by the caller; table rows: first_rows of book 0, then other_rows of each other one. */
+/* y [n][latent] = z_0 + (((z_1 + z_2) + …)), z_k = W_k·table_k[code] + b_k, entries of 8 values; codes [books][n]
+ * checked by the caller; table rows: first_rows of book 0, then other_rows of each other one. */
 struct codec_dequantize_args {
     float         *d_y;
     const int32_t *d_codes;

@@ -1,11 +1,12 @@
 #include "kernels/codec.h"
 #include "kernels/codec_rows.cuh"
 
-namespace {
+namespace
+{
 
 /* ---- convolution on tensor cores: C[t][r] = Σ_k A(t, k)·W[r][k], k = (tap, channel) ----
- * A block makes BM rows in time by BN outputs, 64 values of k a step (a shared row of 128 bytes), STAGES steps in flight
- * by cp.async. SPLIT rows are BF16 rows of twice the width, so fetching does not know them: a step then holds 32
+ * A block makes BM rows in time by BN outputs, 64 values of k a step (a shared row of 128 bytes), STAGES steps in
+ * flight by cp.async. SPLIT rows are BF16 rows of twice the width, so fetching does not know them: a step then holds 32
  * channels, high halves left, low halves right. Pieces of 16 bytes are placed at piece ^ (row % 8): this is what the
  * warp-group instructions call the 128-byte swizzle, and ldmatrix meets no bank twice. */
 
@@ -18,7 +19,8 @@ __device__ inline unsigned shared_address(const void *p)
 
 __device__ inline void cp_async_16(unsigned to, const void *from, bool valid)
 {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(valid ? 16 : 0)
+                 : "memory");
 }
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -63,9 +65,10 @@ __device__ inline void ldmatrix_x4(unsigned (&r)[4], unsigned from)
 
 __device__ inline void mma_bf16(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1)
 {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 #endif
 
@@ -101,7 +104,7 @@ __global__ void __launch_bounds__(BM * 2, BM == 128 ? 2 : 1) conv_tile(const cod
         return;
 #endif
     extern __shared__ unsigned char raw[];
-    const unsigned tiles = (shared_address(raw) + 1023u) & ~1023u;
+    const unsigned                  tiles = (shared_address(raw) + 1023u) & ~1023u;
 
     const int tid = threadIdx.x, lane = tid % WARP, warp = tid / WARP;
     const int n_right = (a.rows + BN - 1) / BN;
@@ -111,48 +114,54 @@ __global__ void __launch_bounds__(BM * 2, BM == 128 ? 2 : 1) conv_tile(const cod
 
     /* A thread fetches one piece column of every PASS-th row; (tap, channel) of its piece move along with the steps. */
     const int      piece = tid % PIECES, row = tid / PIECES;
-    const unsigned place = static_cast<unsigned>(row * ROW_BYTES + ((piece ^ row % 8) * 16)); /* PASS is a multiple of 8 */
-    const size_t   a_pass = static_cast<size_t>(PASS) * a.stride * width, b_pass = static_cast<size_t>(PASS) * depth;
-    const __nv_bfloat16 *x = static_cast<const __nv_bfloat16 *>(a.d_x), *xr = x + static_cast<size_t>(t0 + row) * a.stride * width;
-    const size_t   w_row = static_cast<size_t>(r0 + row) * depth;
-    int            k = piece * 8, channel = k % width, tap = k / width, stage_in = 0;
-    uint2          codes[CODES ? B_PASSES : 1];
+    const unsigned place =
+        static_cast<unsigned>(row * ROW_BYTES + ((piece ^ row % 8) * 16)); /* PASS is a multiple of 8 */
+    const size_t a_pass = static_cast<size_t>(PASS) * a.stride * width, b_pass = static_cast<size_t>(PASS) * depth;
+    const __nv_bfloat16 *x = static_cast<const __nv_bfloat16 *>(a.d_x),
+                        *xr = x + static_cast<size_t>(t0 + row) * a.stride * width;
+    const size_t w_row = static_cast<size_t>(r0 + row) * depth;
+    int          k = piece * 8, channel = k % width, tap = k / width, stage_in = 0;
+    uint2        codes[CODES ? B_PASSES : 1];
 
     auto fetch = [&]() { /* the next step's tiles into stage_in */
-        const unsigned to   = tiles + stage_in * STAGE_BYTES + place;
-        const bool     here = k < depth;
-        const size_t   off  = static_cast<size_t>(tap) * a.dilation * width + channel;
+                         const unsigned to = tiles + stage_in * STAGE_BYTES + place;
+                         const bool     here = k < depth;
+                         const size_t   off = static_cast<size_t>(tap) * a.dilation * width + channel;
 #pragma unroll
-        for (int i = 0; i < A_PASSES; i++) {
-            const bool valid = here && t0 + row + i * PASS < a.n;
-            cp_async_16(to + i * PASS * ROW_BYTES, valid ? xr + i * a_pass + off : x, valid);
-        }
+                         for (int i = 0; i < A_PASSES; i++) {
+                             const bool valid = here && t0 + row + i * PASS < a.n;
+                             cp_async_16(to + i * PASS * ROW_BYTES, valid ? xr + i * a_pass + off : x, valid);
+                         }
 #pragma unroll
-        for (int i = 0; i < B_PASSES; i++) {
-            const bool   valid = here && r0 + row + i * PASS < a.rows;
-            const size_t from  = valid ? w_row + i * b_pass + k : 0;
-            if constexpr (CODES)
-                codes[i] = valid ? *reinterpret_cast<const uint2 *>(static_cast<const int8_t *>(a.d_w) + from) : make_uint2(0, 0);
-            else
-                cp_async_16(to + (BM + i * PASS) * ROW_BYTES, static_cast<const __nv_bfloat16 *>(a.d_w) + from, valid);
-        }
-        k += BK;
-        for (channel += BK; channel >= width; channel -= width)
-            tap++;
+                         for (int i = 0; i < B_PASSES; i++) {
+                             const bool   valid = here && r0 + row + i * PASS < a.rows;
+                             const size_t from = valid ? w_row + i * b_pass + k : 0;
+                             if constexpr (CODES)
+                                 codes[i] =
+                                     valid ? *reinterpret_cast<const uint2 *>(static_cast<const int8_t *>(a.d_w) + from)
+                                           : make_uint2(0, 0);
+                             else
+                                 cp_async_16(to + (BM + i * PASS) * ROW_BYTES,
+                                             static_cast<const __nv_bfloat16 *>(a.d_w) + from, valid);
+                         }
+                         k += BK;
+                         for (channel += BK; channel >= width; channel -= width)
+                             tap++;
     };
-    auto settle = [&]() { /* codes arrive in registers and are stored once the products they hide behind are under way */
-        if constexpr (CODES) {
+    auto settle =
+        [&]() { /* codes arrive in registers and are stored once the products they hide behind are under way */
+                if constexpr (CODES) {
 #pragma unroll
-            for (int i = 0; i < B_PASSES; i++) {
-                const uint4 v = widen_codes(codes[i]);
-                asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};\n" ::"r"(tiles + stage_in * STAGE_BYTES + place +
-                                                                             (BM + i * PASS) * ROW_BYTES),
-                             "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-                             : "memory");
-            }
-        }
-        stage_in = stage_in + 1 == STAGES ? 0 : stage_in + 1;
-    };
+                    for (int i = 0; i < B_PASSES; i++) {
+                        const uint4 v = widen_codes(codes[i]);
+                        asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};\n" ::"r"(
+                                         tiles + stage_in * STAGE_BYTES + place + (BM + i * PASS) * ROW_BYTES),
+                                     "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                                     : "memory");
+                    }
+                }
+                stage_in = stage_in + 1 == STAGES ? 0 : stage_in + 1;
+        };
 
     float c[L::MT][L::NT][4];
 #pragma unroll
@@ -261,12 +270,14 @@ __global__ void __launch_bounds__(BM * 2, BM == 128 ? 2 : 1) conv_tile(const cod
             for (int half = 0; half < 2; half++) {
                 const int t = t0 + warp_m + i * 16 + half * 8 + lane / 4;
                 if (t < a.n)
-                    col.template finish<SPLIT ? CODEC_FORM_SPLIT : CODEC_FORM_BF16>(a, make_float2(c[i][j][half * 2], c[i][j][half * 2 + 1]), static_cast<size_t>(t) * a.rows + r);
+                    col.template finish<SPLIT ? CODEC_FORM_SPLIT : CODEC_FORM_BF16>(
+                        a, make_float2(c[i][j][half * 2], c[i][j][half * 2 + 1]), static_cast<size_t>(t) * a.rows + r);
             }
     }
 }
 
-/* ---- any shape: a warp an output, lanes over channels. The last convolution (one output) and odd widths run here. ---- */
+/* ---- any shape: a warp an output, lanes over channels. The last convolution (one output) and odd widths run here.
+ * ---- */
 
 __device__ inline float weight_at(const void *w, int format, size_t i)
 {
@@ -279,8 +290,7 @@ __device__ inline float weight_at(const void *w, int format, size_t i)
     return static_cast<float>(static_cast<const int8_t *>(w)[i]);
 }
 
-template <int FORM>
-__global__ void conv_warp(const codec_conv_args a)
+template <int FORM> __global__ void conv_warp(const codec_conv_args a)
 {
     const size_t at = (static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x) / WARP;
     const int    lane = threadIdx.x % WARP;
@@ -305,14 +315,14 @@ __global__ void conv_warp(const codec_conv_args a)
     }
 }
 
-/* The last convolution: one output, 7 taps, stride 1, at most 3 channels a lane. A warp walks down its stretch of rows with
- * 7 of them in registers, so that every input is read once. */
+/* The last convolution: one output, 7 taps, stride 1, at most 3 channels a lane. A warp walks down its stretch of rows
+ * with 7 of them in registers, so that every input is read once. */
 constexpr int LAST_TAPS = 7, LAST_PER_LANE = 3, LAST_STRETCH = 56;
 
-template <int FORM>
-__global__ void conv_last(const codec_conv_args a)
+template <int FORM> __global__ void conv_last(const codec_conv_args a)
 {
-    const int warp = (blockIdx.x * blockDim.x + threadIdx.x) / WARP, lane = threadIdx.x % WARP, t0 = warp * LAST_STRETCH;
+    const int warp = (blockIdx.x * blockDim.x + threadIdx.x) / WARP, lane = threadIdx.x % WARP,
+              t0 = warp * LAST_STRETCH;
     if (t0 >= a.n)
         return;
     const int   end = t0 + LAST_STRETCH < a.n ? t0 + LAST_STRETCH : a.n;
@@ -324,7 +334,9 @@ __global__ void conv_last(const codec_conv_args a)
         for (int e = 0; e < LAST_PER_LANE; e++) {
             const int c = lane + e * WARP;
             weight[tap][e] = c < a.cols ? w[tap * a.cols + c] : 0;
-            x[tap][e]      = tap + 1 < LAST_TAPS && c < a.cols ? rows_get(FORM, a.d_x, static_cast<size_t>(t0 + tap) * a.cols + c) : 0;
+            x[tap][e] = tap + 1 < LAST_TAPS && c < a.cols
+                            ? rows_get(FORM, a.d_x, static_cast<size_t>(t0 + tap) * a.cols + c)
+                            : 0;
         }
     for (int base = t0; base < end; base += LAST_TAPS)
 #pragma unroll
@@ -354,12 +366,13 @@ __global__ void conv_last(const codec_conv_args a)
 template <int BM, int BN, int STAGES, bool SPLIT, bool CODES, bool GROUP>
 cudaError_t launch_tile(const codec_conv_args &a, cudaStream_t stream)
 {
-    constexpr size_t  bytes = static_cast<size_t>(STAGES) * (BM + BN) * ROW_BYTES + 1024;
-    static bool       ready[64]; /* by device: raising the limit takes longer than a launch */
-    int               device;
-    cudaError_t       e = cudaGetDevice(&device);
+    constexpr size_t bytes = static_cast<size_t>(STAGES) * (BM + BN) * ROW_BYTES + 1024;
+    static bool      ready[64]; /* by device: raising the limit takes longer than a launch */
+    int              device;
+    cudaError_t      e = cudaGetDevice(&device);
     if (e == cudaSuccess && !(device < 64 && ready[device])) {
-        e = cudaFuncSetAttribute(conv_tile<BM, BN, STAGES, SPLIT, CODES, GROUP>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+        e = cudaFuncSetAttribute(conv_tile<BM, BN, STAGES, SPLIT, CODES, GROUP>,
+                                 cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
         if (e == cudaSuccess && device < 64)
             ready[device] = true;
     }
@@ -391,8 +404,7 @@ cudaError_t launch_by_width(const codec_conv_args &a, bool big_shared, cudaStrea
                                             : launch_by_rows<128, SPLIT, CODES, GROUP>(a, big_shared, stream);
 }
 
-template <bool GROUP>
-cudaError_t launch_by_format(const codec_conv_args &a, bool big_shared, cudaStream_t stream)
+template <bool GROUP> cudaError_t launch_by_format(const codec_conv_args &a, bool big_shared, cudaStream_t stream)
 {
     if (a.format == CODEC_W_SPLIT)
         return launch_by_width<true, false, GROUP>(a, big_shared, stream);
@@ -420,7 +432,7 @@ cudaError_t facts_of_device(device_facts *out)
         (e = cudaDeviceGetAttribute(&out->shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device)) != cudaSuccess)
         return e;
     out->capability = 10 * major + minor;
-    out->known      = true;
+    out->known = true;
     if (device < 64)
         facts[device] = *out;
     return cudaSuccess;
@@ -431,11 +443,12 @@ cudaError_t facts_of_device(device_facts *out)
 cudaError_t codec_conv_launch(const struct codec_conv_args *a, cudaStream_t stream)
 {
     device_facts      facts = {};
-    const cudaError_t e     = facts_of_device(&facts);
+    const cudaError_t e = facts_of_device(&facts);
     if (e != cudaSuccess)
         return e;
     /* Tensor cores need pieces of 16 bytes, pairs of outputs, and weights and next rows of the rows' kind. */
-    const bool fits = a->act != CODEC_ACT_TANH && (!a->d_next || a->next_form == a->form) && a->rows >= 16 && a->rows % 2 == 0 && a->cols % 8 == 0 && a->channels % 2 == 0 &&
+    const bool fits = a->act != CODEC_ACT_TANH && (!a->d_next || a->next_form == a->form) && a->rows >= 16 &&
+                      a->rows % 2 == 0 && a->cols % 8 == 0 && a->channels % 2 == 0 &&
                       (a->form == CODEC_FORM_SPLIT ? a->format == CODEC_W_SPLIT
                                                    : a->form == CODEC_FORM_BF16 && a->format >= CODEC_W_BF16);
     const bool big_shared = facts.shared >= 160 * 1024; /* A100, H100 and later datacenter devices */
@@ -459,7 +472,7 @@ cudaError_t codec_conv_launch(const struct codec_conv_args *a, cudaStream_t stre
             conv_last<CODEC_FORM_PLAIN><<<blocks, threads, 0, stream>>>(*a);
         return cudaGetLastError();
     }
-    const unsigned blocks  = static_cast<unsigned>((static_cast<size_t>(a->n) * a->rows * WARP + threads - 1) / threads);
+    const unsigned blocks = static_cast<unsigned>((static_cast<size_t>(a->n) * a->rows * WARP + threads - 1) / threads);
     if (a->form == CODEC_FORM_BF16)
         conv_warp<CODEC_FORM_BF16><<<blocks, threads, 0, stream>>>(*a);
     else if (a->form == CODEC_FORM_SPLIT)

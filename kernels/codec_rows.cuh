@@ -6,7 +6,8 @@
 
 #include <cuda_bf16.h>
 
-namespace {
+namespace
+{
 
 constexpr int WARP = 32;
 
@@ -38,7 +39,7 @@ __device__ inline void rows_put(int form, void *rows, size_t i, float v)
         h[i] = high;
         return;
     }
-    h[split_at(i)]      = high;
+    h[split_at(i)] = high;
     h[split_at(i) + 32] = __float2bfloat16_rn(v - __bfloat162float(high));
 }
 
@@ -56,8 +57,9 @@ __device__ inline void rows_put2(int form, void *rows, size_t i, float2 v)
         return;
     }
     const float2 back = __bfloat1622float2(high);
-    *reinterpret_cast<__nv_bfloat162 *>(h + split_at(i))      = high;
-    *reinterpret_cast<__nv_bfloat162 *>(h + split_at(i) + 32) = __float22bfloat162_rn(make_float2(v.x - back.x, v.y - back.y));
+    *reinterpret_cast<__nv_bfloat162 *>(h + split_at(i)) = high;
+    *reinterpret_cast<__nv_bfloat162 *>(h + split_at(i) + 32) =
+        __float22bfloat162_rn(make_float2(v.x - back.x, v.y - back.y));
 }
 
 __device__ inline float activate(int act, float v)
@@ -106,13 +108,13 @@ struct column_pair {
     {
         const float2 one = make_float2(1, 1), zero = make_float2(0, 0);
         scale = a.d_scales ? __ldg(reinterpret_cast<const float2 *>(a.d_scales + r)) : one;
-        bias  = a.d_bias ? __ldg(reinterpret_cast<const float2 *>(a.d_bias + r)) : zero;
+        bias = a.d_bias ? __ldg(reinterpret_cast<const float2 *>(a.d_bias + r)) : zero;
         gamma = a.d_gamma ? __ldg(reinterpret_cast<const float2 *>(a.d_gamma + r)) : one;
         alpha = inverse = zero;
         if (a.d_alpha) {
             const int c = r % a.channels;
-            alpha       = __ldg(reinterpret_cast<const float2 *>(a.d_alpha + c));
-            inverse     = __ldg(reinterpret_cast<const float2 *>(a.d_alpha + a.channels + c));
+            alpha = __ldg(reinterpret_cast<const float2 *>(a.d_alpha + c));
+            inverse = __ldg(reinterpret_cast<const float2 *>(a.d_alpha + a.channels + c));
         }
     }
 

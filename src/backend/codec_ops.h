@@ -4,11 +4,11 @@
  * rows, in the form `input(mode)` says: on the CPU the same plain rows, on a device perhaps BF16 or halves of FP32
  * (kernels/codec.h); a row of input rows has channels · input_bytes(form) bytes, and rows of zero bytes are zeros.
  * Time-major makes every convolution one matrix product: a causal convolution reads rows t·stride + tap·dilation of its
- * input, and a transposed one with kernel 2s and stride s is a product with two taps and s·channels outputs, whose row n
- * is rows n·s … n·s+s−1 of its output (codec.md §2.4). The caller puts the rows of history in front.
- * A matrix of DT_F32 multiplies FP32 inputs, one of DT_BF16 or DT_I8 inputs rounded to BF16 (then y = (x·q)·scale).
- * All sums are FP32, and a row's sum does not depend on how many rows are computed together, so that chunks give the
- * same samples as one shot. */
+ * input, and a transposed one with kernel 2s and stride s is a product with two taps and s·channels outputs, whose row
+ * n is rows n·s … n·s+s−1 of its output (codec.md §2.4). The caller puts the rows of history in front. A matrix of
+ * DT_F32 multiplies FP32 inputs, one of DT_BF16 or DT_I8 inputs rounded to BF16 (then y = (x·q)·scale). All sums are
+ * FP32, and a row's sum does not depend on how many rows are computed together, so that chunks give the same samples as
+ * one shot. */
 #ifndef QSWEEP_BACKEND_CODEC_OPS_H
 #define QSWEEP_BACKEND_CODEC_OPS_H
 
@@ -22,8 +22,8 @@
 
 struct backend;
 
-/* A convolution or linear layer: w [rows][taps][cols] of `format`; scales [rows] (FP32) for DT_I8, else NULL; bias [rows]
- * FP32 or NULL. After adopt the pointers are the backend's own and w's layout is its business. */
+/* A convolution or linear layer: w [rows][taps][cols] of `format`; scales [rows] (FP32) for DT_I8, else NULL; bias
+ * [rows] FP32 or NULL. After adopt the pointers are the backend's own and w's layout is its business. */
 struct codec_matrix {
     enum dtype   format; /* DT_F32, DT_BF16, DT_I8 */
     int          rows, taps, cols;
@@ -71,18 +71,20 @@ struct codec_ops {
     status_t (*zero)(struct backend *be, void *d, size_t bytes);
     /* Host samples [n][1] to input rows of one channel. */
     status_t (*load)(struct backend *be, enum codec_form form, void *d_x, const float *x, int n);
-    /* y [n][latent] = z_0 + (((z_1 + z_2) + …)), z_k = W_k·entry + b_k (codec.md §2.1); host codes [count][n], each within
-     * its book. */
-    status_t (*dequantize)(struct backend *be, float *d_y, const struct codec_books *books, const int32_t *codes, int n);
+    /* y [n][latent] = z_0 + (((z_1 + z_2) + …)), z_k = W_k·entry + b_k (codec.md §2.1); host codes [count][n], each
+     * within its book. */
+    status_t (*dequantize)(struct backend *be, float *d_y, const struct codec_books *books, const int32_t *codes,
+                           int n);
     /* The history of a causal layer: d_rows holds `past` free rows and then n new ones; the free ones get d_old [past],
      * and d_new [past] becomes the last `past` rows of all. */
-    status_t (*join)(struct backend *be, void *d_rows, void *d_new, const void *d_old, int past, int n, size_t row_bytes);
+    status_t (*join)(struct backend *be, void *d_rows, void *d_new, const void *d_old, int past, int n,
+                     size_t row_bytes);
     /* x: input rows, (n−1)·stride + (taps−1)·dilation + 1 of them, of w.cols channels. */
     status_t (*conv)(struct backend *be, enum codec_form form, const struct codec_matrix *w, const void *d_x, int n,
                      int stride, int dilation, const struct codec_epilogue *e);
     /* Plain rows x through Snake to rows of `form`; d_alpha as above. */
-    status_t (*snake)(struct backend *be, enum codec_form form, void *d_y, const float *d_x, const float *d_alpha, int n,
-                      int channels);
+    status_t (*snake)(struct backend *be, enum codec_form form, void *d_y, const float *d_x, const float *d_alpha,
+                      int n, int channels);
     /* y [n][channels] = b + Σ_tap w[channel][tap]·x[t + tap][channel]; d_w [channels][taps]; all plain. */
     status_t (*depthwise)(struct backend *be, float *d_y, const float *d_x, const float *d_w, const float *d_b, int n,
                           int channels, int taps);
@@ -96,8 +98,8 @@ struct codec_ops {
     /* Rotate q and k of qkv [n][q|k|v] (positions pos0 …, plain), then y [n][dim] (`form`) = softmax over keys of
      * positions max(0, p − window + 1) … p. d_old and d_new hold window − 1 rows k|v (plain): of the positions before
      * pos0, of which the last `past` exist, and, after the call, of those before pos0 + n. */
-    status_t (*attention)(struct backend *be, enum codec_form form, void *d_y, float *d_qkv, float *d_new, const float *d_old,
-                          const struct codec_attention *a, int n, int pos0, int past);
+    status_t (*attention)(struct backend *be, enum codec_form form, void *d_y, float *d_qkv, float *d_new,
+                          const float *d_old, const struct codec_attention *a, int n, int pos0, int past);
 };
 
 #endif

@@ -1,8 +1,8 @@
 /* cpu_codec.c — the codec's operations on the fast CPU backend: packed panels, tiles in registers, a team of threads.
  *
- * Rows of the input are taken ROW_BLOCK at a time; a thread keeps their sums for one panel in its first-level cache while
- * the panel streams through the second. Every sum takes its products in one order, so neither the number of rows in a
- * call nor the number of threads changes a bit. */
+ * Rows of the input are taken ROW_BLOCK at a time; a thread keeps their sums for one panel in its first-level cache
+ * while the panel streams through the second. Every sum takes its products in one order, so neither the number of rows
+ * in a call nor the number of threads changes a bit. */
 #include "backend/cpu_codec.h"
 
 #include "backend/cpu.h"
@@ -23,7 +23,8 @@ static enum codec_form fast_input(enum codec_mode mode)
 
 static const struct codec_kernels *kernels_now(void)
 {
-    static const struct codec_kernels *found; /* written once with one value: a race would be benign, calls are serial */
+    static const struct codec_kernels
+        *found; /* written once with one value: a race would be benign, calls are serial */
     if (!found)
         found = codec_kernels_find(NULL);
     return found;
@@ -66,12 +67,12 @@ static void pack(const struct codec_kernels *k, const struct codec_matrix *m, ch
 static status_t fast_adopt(struct backend *be, const struct codec_matrix *host, struct codec_matrix *out)
 {
     const struct backend_ops   *ops = backend_ops_of(be);
-    const struct codec_kernels *k   = kernels_now();
-    size_t depth = padded_cols(host, in_pairs(k, host)) * (size_t)host->taps;
-    size_t bytes = panels_of(host->rows, k->width) * depth * (size_t)k->width * dtype_size(host->format);
+    const struct codec_kernels *k = kernels_now();
+    size_t                      depth = padded_cols(host, in_pairs(k, host)) * (size_t)host->taps;
+    size_t              bytes = panels_of(host->rows, k->width) * depth * (size_t)k->width * dtype_size(host->format);
     struct codec_matrix made = *host;
-    void               *w    = NULL, *scales = NULL, *bias = NULL;
-    status_t            st   = ST_OK;
+    void               *w = NULL, *scales = NULL, *bias = NULL;
+    status_t            st = ST_OK;
     size_t              row_bytes = (size_t)host->rows * sizeof(float);
     TRY_OUT(ops->alloc(be, MEM_CODEC, bytes, &w));
     pack(k, host, w);
@@ -83,10 +84,10 @@ static status_t fast_adopt(struct backend *be, const struct codec_matrix *host, 
         TRY_OUT(ops->alloc(be, MEM_CODEC, row_bytes, &bias));
         memcpy(bias, host->bias, row_bytes);
     }
-    made.w      = w;
+    made.w = w;
     made.scales = scales;
-    made.bias   = bias;
-    *out        = made;
+    made.bias = bias;
+    *out = made;
     return ST_OK;
 out:
     ops->free(be, w);
@@ -101,12 +102,12 @@ struct conv_call {
     const struct codec_kernels  *k;
     const struct codec_matrix   *w;
     const struct codec_epilogue *e;
-    const float *x;
-    float       *alpha, *inverse; /* Snake's, spread over the outputs; NULL without */
-    char        *scratch; /* [threads][scratch_bytes]: inputs of a row block, rounded to BF16 */
-    size_t       scratch_bytes, depth;
-    int          n, stride, dilation, row_blocks, panels;
-    bool         pairs;
+    const float                 *x;
+    float                       *alpha, *inverse; /* Snake's, spread over the outputs; NULL without */
+    char                        *scratch;         /* [threads][scratch_bytes]: inputs of a row block, rounded to BF16 */
+    size_t                       scratch_bytes, depth;
+    int                          n, stride, dilation, row_blocks, panels;
+    bool                         pairs;
 };
 
 static size_t block_inputs(const struct conv_call *c, int rows)
@@ -147,7 +148,8 @@ static void finish_tile(const struct conv_call *c, float *sums, int t0, int rows
     int width = c->k->width, first = panel * width;
     int count = c->w->rows - first < width ? c->w->rows - first : width;
     for (int t = 0; t < rows; t++)
-        finish_row(c, sums + (size_t)t * (size_t)width, first, count, (size_t)(t0 + t) * (size_t)c->w->rows + (size_t)first);
+        finish_row(c, sums + (size_t)t * (size_t)width, first, count,
+                   (size_t)(t0 + t) * (size_t)c->w->rows + (size_t)first);
 }
 
 static void conv_block(const struct conv_call *c, const void *x, size_t row_items, int t0, int rows, int panel)
@@ -159,13 +161,14 @@ static void conv_block(const struct conv_call *c, const void *x, size_t row_item
     const char *p = (const char *)c->w->w + (size_t)panel * (size_t)c->w->taps * c->depth * width * item;
     for (int tap = 0; tap < c->w->taps; tap++)
         for (size_t k0 = 0; k0 < c->depth; k0 += stretch) {
-            size_t      n    = c->depth - k0 < stretch ? c->depth - k0 : stretch;
+            size_t      n = c->depth - k0 < stretch ? c->depth - k0 : stretch;
             const char *part = p + ((size_t)tap * c->depth + k0) * width * item;
             for (int t = 0; t < rows; t += c->k->rows) {
-                int         m  = rows - t < c->k->rows ? rows - t : c->k->rows;
-                const char *in = (const char *)x +
-                                 (((size_t)t * (size_t)c->stride + (size_t)tap * (size_t)c->dilation) * row_items + k0) * x_item;
-                float *s      = sums + (size_t)t * width;
+                int         m = rows - t < c->k->rows ? rows - t : c->k->rows;
+                const char *in =
+                    (const char *)x +
+                    (((size_t)t * (size_t)c->stride + (size_t)tap * (size_t)c->dilation) * row_items + k0) * x_item;
+                float *s = sums + (size_t)t * width;
                 size_t stride = (size_t)c->stride * row_items;
                 if (c->w->format == DT_F32)
                     c->k->f32(s, (const float *)(const void *)in, stride, (const float *)(const void *)part, (int)n, m);
@@ -182,8 +185,8 @@ static void conv_block(const struct conv_call *c, const void *x, size_t row_item
 static const void *prepare(const struct conv_call *c, int t0, int rows, char *scratch, size_t *row_items)
 {
     size_t       cols = (size_t)c->w->cols, inputs = block_inputs(c, rows);
-    const float *x    = c->x + (size_t)t0 * (size_t)c->stride * cols;
-    *row_items        = c->pairs ? c->depth : cols;
+    const float *x = c->x + (size_t)t0 * (size_t)c->stride * cols;
+    *row_items = c->pairs ? c->depth : cols;
     if (c->w->format == DT_F32)
         return x;
     if (!c->pairs)
@@ -202,7 +205,7 @@ static const void *prepare(const struct conv_call *c, int t0, int rows, char *sc
 /* Row blocks are dealt to threads while there are enough of them; panels otherwise. */
 static void conv_task(void *ctx, int thread, int n_threads)
 {
-    const struct conv_call *c       = ctx;
+    const struct conv_call *c = ctx;
     char                   *scratch = c->scratch ? c->scratch + (size_t)thread * c->scratch_bytes : NULL;
     bool                    by_rows = c->row_blocks >= 4 * n_threads;
     int                     b0 = 0, b1 = c->row_blocks, p0 = 0, p1 = c->panels;
@@ -254,21 +257,27 @@ static status_t spread_alpha(struct conv_call *c)
         return FAIL(ST_ENOMEM, "codec: no memory for %d factors", 2 * rows);
     c->inverse = c->alpha + rows;
     for (int r = 0; r < rows; r++) {
-        c->alpha[r]   = c->e->d_alpha[r % channels];
+        c->alpha[r] = c->e->d_alpha[r % channels];
         c->inverse[r] = c->e->d_alpha[channels + r % channels];
     }
     return ST_OK;
 }
 
-static status_t fast_conv(struct backend *be, enum codec_form form, const struct codec_matrix *w, const void *d_x, int n,
-                          int stride, int dilation, const struct codec_epilogue *e)
+static status_t fast_conv(struct backend *be, enum codec_form form, const struct codec_matrix *w, const void *d_x,
+                          int n, int stride, int dilation, const struct codec_epilogue *e)
 {
     (void)form;
     struct cpu      *cpu = cpu_of(be);
-    struct conv_call c   = {.k = kernels_now(), .w = w, .e = e, .x = d_x, .n = n, .stride = stride, .dilation = dilation,
-                            .row_blocks = (n + ROW_BLOCK - 1) / ROW_BLOCK};
-    c.pairs  = in_pairs(c.k, w);
-    c.depth  = padded_cols(w, c.pairs);
+    struct conv_call c = {.k = kernels_now(),
+                          .w = w,
+                          .e = e,
+                          .x = d_x,
+                          .n = n,
+                          .stride = stride,
+                          .dilation = dilation,
+                          .row_blocks = (n + ROW_BLOCK - 1) / ROW_BLOCK};
+    c.pairs = in_pairs(c.k, w);
+    c.depth = padded_cols(w, c.pairs);
     c.panels = (int)panels_of(w->rows, c.k->width);
     TRY(spread_alpha(&c));
     size_t work = (size_t)n * (size_t)w->rows * (size_t)w->taps * c.depth;
@@ -278,9 +287,9 @@ static status_t fast_conv(struct backend *be, enum codec_form form, const struct
         return ST_OK;
     }
     if (w->format != DT_F32) {
-        int rows        = n < ROW_BLOCK ? n : ROW_BLOCK;
+        int rows = n < ROW_BLOCK ? n : ROW_BLOCK;
         c.scratch_bytes = (block_inputs(&c, rows) * c.depth * (c.pairs ? 2 : 4) + 63) & ~(size_t)63;
-        c.scratch       = malloc(c.scratch_bytes * (size_t)cpu_team_size(cpu->team));
+        c.scratch = malloc(c.scratch_bytes * (size_t)cpu_team_size(cpu->team));
         if (!c.scratch) {
             free(c.alpha);
             return FAIL(ST_ENOMEM, "codec: no memory for %zu bytes of inputs", c.scratch_bytes);
@@ -296,9 +305,9 @@ static status_t fast_conv(struct backend *be, enum codec_form form, const struct
 
 struct snake_call {
     const struct codec_kernels *k;
-    const float *x, *alpha;
-    float       *y;
-    int          n, channels;
+    const float                *x, *alpha;
+    float                      *y;
+    int                         n, channels;
 };
 
 static void snake_task(void *ctx, int thread, int n_threads)
@@ -312,8 +321,8 @@ static void snake_task(void *ctx, int thread, int n_threads)
     }
 }
 
-static status_t fast_snake(struct backend *be, enum codec_form form, void *d_y, const float *d_x, const float *d_alpha, int n,
-                           int channels)
+static status_t fast_snake(struct backend *be, enum codec_form form, void *d_y, const float *d_x, const float *d_alpha,
+                           int n, int channels)
 {
     (void)form;
     struct snake_call c = {.k = kernels_now(), .x = d_x, .alpha = d_alpha, .y = d_y, .n = n, .channels = channels};
@@ -340,13 +349,21 @@ static void rows_task(void *ctx, int thread, int n_threads)
     if (t0 >= t1)
         return;
     size_t       width = (size_t)c->channels;
-    const float *x     = (const float *)c->x + (size_t)t0 * width * (c->kind == 3 ? 2 : 1);
-    float       *y     = (float *)c->y + (size_t)t0 * width;
+    const float *x = (const float *)c->x + (size_t)t0 * width * (c->kind == 3 ? 2 : 1);
+    float       *y = (float *)c->y + (size_t)t0 * width;
     switch (c->kind) {
-    case 0: cpu_ref_codec_ops.depthwise(c->be, y, x, c->w, c->b, t1 - t0, c->channels, c->taps); break;
-    case 1: cpu_ref_codec_ops.layernorm(c->be, ROWS_PLAIN, y, x, c->w, c->b, t1 - t0, c->channels, c->eps); break;
-    case 2: cpu_ref_codec_ops.rmsnorm(c->be, ROWS_PLAIN, y, x, c->w, t1 - t0, c->channels, c->eps); break;
-    default: cpu_ref_codec_ops.silu_mul(c->be, ROWS_PLAIN, y, x, t1 - t0, c->channels); break;
+    case 0:
+        cpu_ref_codec_ops.depthwise(c->be, y, x, c->w, c->b, t1 - t0, c->channels, c->taps);
+        break;
+    case 1:
+        cpu_ref_codec_ops.layernorm(c->be, ROWS_PLAIN, y, x, c->w, c->b, t1 - t0, c->channels, c->eps);
+        break;
+    case 2:
+        cpu_ref_codec_ops.rmsnorm(c->be, ROWS_PLAIN, y, x, c->w, t1 - t0, c->channels, c->eps);
+        break;
+    default:
+        cpu_ref_codec_ops.silu_mul(c->be, ROWS_PLAIN, y, x, t1 - t0, c->channels);
+        break;
     }
 }
 
@@ -355,10 +372,11 @@ static void run_rows(struct rows_call *c)
     cpu_run(cpu_of(c->be), (size_t)c->n * (size_t)c->channels * 8, rows_task, c);
 }
 
-static status_t fast_depthwise(struct backend *be, float *d_y, const float *d_x, const float *d_w, const float *d_b, int n,
-                               int channels, int taps)
+static status_t fast_depthwise(struct backend *be, float *d_y, const float *d_x, const float *d_w, const float *d_b,
+                               int n, int channels, int taps)
 {
-    run_rows(&(struct rows_call){.be = be, .x = d_x, .y = d_y, .w = d_w, .b = d_b, .n = n, .channels = channels, .taps = taps});
+    run_rows(&(struct rows_call){
+        .be = be, .x = d_x, .y = d_y, .w = d_w, .b = d_b, .n = n, .channels = channels, .taps = taps});
     return ST_OK;
 }
 
@@ -366,19 +384,22 @@ static status_t fast_layernorm(struct backend *be, enum codec_form form, void *d
                                const float *d_b, int n, int channels, float eps)
 {
     (void)form;
-    run_rows(&(struct rows_call){.be = be, .x = d_x, .y = d_y, .w = d_w, .b = d_b, .n = n, .channels = channels, .eps = eps, .kind = 1});
+    run_rows(&(struct rows_call){
+        .be = be, .x = d_x, .y = d_y, .w = d_w, .b = d_b, .n = n, .channels = channels, .eps = eps, .kind = 1});
     return ST_OK;
 }
 
-static status_t fast_rmsnorm(struct backend *be, enum codec_form form, void *d_y, const float *d_x, const float *d_w, int n,
-                             int channels, float eps)
+static status_t fast_rmsnorm(struct backend *be, enum codec_form form, void *d_y, const float *d_x, const float *d_w,
+                             int n, int channels, float eps)
 {
     (void)form;
-    run_rows(&(struct rows_call){.be = be, .x = d_x, .y = d_y, .w = d_w, .n = n, .channels = channels, .eps = eps, .kind = 2});
+    run_rows(&(struct rows_call){
+        .be = be, .x = d_x, .y = d_y, .w = d_w, .n = n, .channels = channels, .eps = eps, .kind = 2});
     return ST_OK;
 }
 
-static status_t fast_silu_mul(struct backend *be, enum codec_form form, void *d_y, const float *d_gate_up, int n, int width)
+static status_t fast_silu_mul(struct backend *be, enum codec_form form, void *d_y, const float *d_gate_up, int n,
+                              int width)
 {
     (void)form;
     run_rows(&(struct rows_call){.be = be, .x = d_gate_up, .y = d_y, .n = n, .channels = width, .kind = 3});
@@ -411,12 +432,14 @@ static status_t fast_load(struct backend *be, enum codec_form form, void *d_x, c
     return cpu_ref_codec_ops.load(be, form, d_x, x, n);
 }
 
-static status_t fast_dequantize(struct backend *be, float *d_y, const struct codec_books *books, const int32_t *codes, int n)
+static status_t fast_dequantize(struct backend *be, float *d_y, const struct codec_books *books, const int32_t *codes,
+                                int n)
 {
     return cpu_ref_codec_ops.dequantize(be, d_y, books, codes, n);
 }
 
-static status_t fast_join(struct backend *be, void *d_rows, void *d_new, const void *d_old, int past, int n, size_t row_bytes)
+static status_t fast_join(struct backend *be, void *d_rows, void *d_new, const void *d_old, int past, int n,
+                          size_t row_bytes)
 {
     return cpu_ref_codec_ops.join(be, d_rows, d_new, d_old, past, n, row_bytes);
 }

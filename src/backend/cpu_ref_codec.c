@@ -21,10 +21,10 @@ static size_t matrix_bytes(const struct codec_matrix *m)
 
 static status_t ref_adopt(struct backend *be, const struct codec_matrix *host, struct codec_matrix *out)
 {
-    const struct backend_ops *ops   = backend_ops_of(be);
-    struct codec_matrix       m     = *host;
+    const struct backend_ops *ops = backend_ops_of(be);
+    struct codec_matrix       m = *host;
     void                     *parts[3] = {NULL, NULL, NULL};
-    const void               *from[3]  = {host->w, host->scales, host->bias};
+    const void               *from[3] = {host->w, host->scales, host->bias};
     size_t bytes[3] = {matrix_bytes(host), (size_t)host->rows * sizeof(float), (size_t)host->rows * sizeof(float)};
     for (int i = 0; i < 3; i++) {
         if (!from[i])
@@ -38,10 +38,10 @@ static status_t ref_adopt(struct backend *be, const struct codec_matrix *host, s
             return st;
         }
     }
-    m.w      = parts[0];
+    m.w = parts[0];
     m.scales = parts[1];
-    m.bias   = parts[2];
-    *out     = m;
+    m.bias = parts[2];
+    *out = m;
     return ST_OK;
 }
 
@@ -89,10 +89,11 @@ static status_t ref_dequantize(struct backend *be, float *d_y, const struct code
         float *sum = d_y + (size_t)t * latent;
         memset(sum, 0, latent * sizeof *sum);
         for (int i = 1; i <= b->count; i++) {
-            int          k   = i % b->count; /* the first book last: z_0 + (the others) */
-            size_t       row = (size_t)(k ? b->first_rows + (k - 1) * b->other_rows : 0) +
+            int    k = i % b->count; /* the first book last: z_0 + (the others) */
+            size_t row = (size_t)(k ? b->first_rows + (k - 1) * b->other_rows : 0) +
                          (size_t)codes[(size_t)k * (size_t)n + (size_t)t];
-            const float *v = b->d_table + row * 8, *w = b->d_w + (size_t)k * latent * 8, *bias = b->d_b + (size_t)k * latent;
+            const float *v = b->d_table + row * 8, *w = b->d_w + (size_t)k * latent * 8,
+                        *bias = b->d_b + (size_t)k * latent;
             for (size_t o = 0; o < latent; o++) {
                 float z = 0;
                 for (int e = 0; e < 8; e++)
@@ -104,7 +105,8 @@ static status_t ref_dequantize(struct backend *be, float *d_y, const struct code
     return ST_OK;
 }
 
-static status_t ref_join(struct backend *be, void *d_rows, void *d_new, const void *d_old, int past, int n, size_t row_bytes)
+static status_t ref_join(struct backend *be, void *d_rows, void *d_new, const void *d_old, int past, int n,
+                         size_t row_bytes)
 {
     (void)be;
     memcpy(d_rows, d_old, (size_t)past * row_bytes);
@@ -148,7 +150,7 @@ static status_t ref_conv(struct backend *be, enum codec_form form, const struct 
     (void)be, (void)form;
     const float *x = d_x;
     float       *next = e->d_next;
-    size_t       cols = (size_t)w->cols, taps = (size_t)w->taps, channels = (size_t)(e->channels ? e->channels : w->rows);
+    size_t cols = (size_t)w->cols, taps = (size_t)w->taps, channels = (size_t)(e->channels ? e->channels : w->rows);
     for (int t = 0; t < n; t++)
         for (int r = 0; r < w->rows; r++) {
             float sum = 0;
@@ -177,8 +179,8 @@ static status_t ref_conv(struct backend *be, enum codec_form form, const struct 
     return ST_OK;
 }
 
-static status_t ref_snake(struct backend *be, enum codec_form form, void *d_y, const float *d_x, const float *d_alpha, int n,
-                          int channels)
+static status_t ref_snake(struct backend *be, enum codec_form form, void *d_y, const float *d_x, const float *d_alpha,
+                          int n, int channels)
 {
     (void)be, (void)form;
     float *y = d_y;
@@ -192,7 +194,7 @@ static status_t ref_depthwise(struct backend *be, float *y, const float *x, cons
                               int channels, int taps)
 {
     (void)be;
-    size_t       width = (size_t)channels;
+    size_t width = (size_t)channels;
     for (size_t t = 0; t < (size_t)n; t++)
         for (size_t c = 0; c < width; c++) {
             float sum = 0;
@@ -208,8 +210,8 @@ static status_t ref_layernorm(struct backend *be, enum codec_form form, void *d_
 {
     (void)be, (void)form;
     for (int t = 0; t < n; t++) {
-        const float *x    = d_x + (size_t)t * (size_t)channels;
-        float       *y    = (float *)d_y + (size_t)t * (size_t)channels;
+        const float *x = d_x + (size_t)t * (size_t)channels;
+        float       *y = (float *)d_y + (size_t)t * (size_t)channels;
         double       mean = 0, square = 0;
         for (int c = 0; c < channels; c++)
             mean += x[c];
@@ -223,13 +225,13 @@ static status_t ref_layernorm(struct backend *be, enum codec_form form, void *d_
     return ST_OK;
 }
 
-static status_t ref_rmsnorm(struct backend *be, enum codec_form form, void *d_y, const float *d_x, const float *d_w, int n,
-                            int channels, float eps)
+static status_t ref_rmsnorm(struct backend *be, enum codec_form form, void *d_y, const float *d_x, const float *d_w,
+                            int n, int channels, float eps)
 {
     (void)be, (void)form;
     for (int t = 0; t < n; t++) {
-        const float *x      = d_x + (size_t)t * (size_t)channels;
-        float       *y      = (float *)d_y + (size_t)t * (size_t)channels;
+        const float *x = d_x + (size_t)t * (size_t)channels;
+        float       *y = (float *)d_y + (size_t)t * (size_t)channels;
         double       square = 0;
         for (int c = 0; c < channels; c++)
             square += (double)x[c] * x[c];
@@ -240,12 +242,13 @@ static status_t ref_rmsnorm(struct backend *be, enum codec_form form, void *d_y,
     return ST_OK;
 }
 
-static status_t ref_silu_mul(struct backend *be, enum codec_form form, void *d_y, const float *d_gate_up, int n, int width)
+static status_t ref_silu_mul(struct backend *be, enum codec_form form, void *d_y, const float *d_gate_up, int n,
+                             int width)
 {
     (void)be, (void)form;
     for (int t = 0; t < n; t++) {
         const float *gate = d_gate_up + (size_t)t * 2 * (size_t)width, *up = gate + width;
-        float       *y    = (float *)d_y + (size_t)t * (size_t)width;
+        float       *y = (float *)d_y + (size_t)t * (size_t)width;
         for (int i = 0; i < width; i++)
             y[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
     }
@@ -256,7 +259,7 @@ static void rotate(float *x, const float *cos_sin, int head_dim)
 {
     for (int j = 0; j < head_dim / 2; j++) {
         float a = x[2 * j], b = x[2 * j + 1], c = cos_sin[2 * j], s = cos_sin[2 * j + 1];
-        x[2 * j]     = a * c - b * s;
+        x[2 * j] = a * c - b * s;
         x[2 * j + 1] = b * c + a * s;
     }
 }
@@ -264,11 +267,12 @@ static void rotate(float *x, const float *cos_sin, int head_dim)
 /* Key (part 1) or value (part 2) of the i-th position the queries can see: old rows, then qkv's own. */
 static const float *seen(const float *old, const float *qkv, size_t dim, int window, int past, int i, size_t part)
 {
-    return i < past ? old + ((size_t)(window - 1 - past + i) * 2 + part - 1) * dim : qkv + ((size_t)(i - past) * 3 + part) * dim;
+    return i < past ? old + ((size_t)(window - 1 - past + i) * 2 + part - 1) * dim
+                    : qkv + ((size_t)(i - past) * 3 + part) * dim;
 }
 
-static status_t ref_attention(struct backend *be, enum codec_form form, void *d_y, float *qkv, float *d_new, const float *old,
-                              const struct codec_attention *a, int n, int pos0, int past)
+static status_t ref_attention(struct backend *be, enum codec_form form, void *d_y, float *qkv, float *d_new,
+                              const float *old, const struct codec_attention *a, int n, int pos0, int past)
 {
     (void)be, (void)form;
     size_t hd = (size_t)a->head_dim, dim = (size_t)a->n_head * hd;
@@ -279,14 +283,15 @@ static status_t ref_attention(struct backend *be, enum codec_form form, void *d_
             rotate(qkv + (size_t)t * 3 * dim + (size_t)h * hd, a->d_cos_sin + (size_t)(pos0 + t) * hd, a->head_dim);
     for (int i = keep - 1, at = past + n - 1; i >= 0 && at >= 0; i--, at--)
         for (size_t part = 1; part <= 2; part++)
-            memcpy(d_new + ((size_t)i * 2 + part - 1) * dim, seen(old, qkv, dim, a->window, past, at, part), dim * sizeof *old);
+            memcpy(d_new + ((size_t)i * 2 + part - 1) * dim, seen(old, qkv, dim, a->window, past, at, part),
+                   dim * sizeof *old);
     float *score = malloc((size_t)a->window * sizeof *score);
     if (!score)
         return FAIL(ST_ENOMEM, "codec: no memory for %d scores", a->window);
     float scale = 1.0f / sqrtf((float)a->head_dim);
     for (int t = 0; t < n; t++)
         for (int h = 0; h < a->n_head; h++) {
-            const float *q    = qkv + (size_t)t * 3 * dim + (size_t)h * hd;
+            const float *q = qkv + (size_t)t * 3 * dim + (size_t)h * hd;
             int          last = past + t, first = last - a->window + 1 < 0 ? 0 : last - a->window + 1;
             float        most = -INFINITY, total = 0;
             for (int i = first; i <= last; i++) {
@@ -295,7 +300,7 @@ static status_t ref_attention(struct backend *be, enum codec_form form, void *d_
                 for (size_t d = 0; d < hd; d++)
                     s += q[d] * k[d];
                 score[i - first] = s * scale;
-                most             = fmaxf(most, score[i - first]);
+                most = fmaxf(most, score[i - first]);
             }
             for (int i = first; i <= last; i++)
                 total += score[i - first] = expf(score[i - first] - most);

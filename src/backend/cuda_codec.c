@@ -17,7 +17,9 @@ static enum codec_form cuda_input(enum codec_mode mode)
 /* How rows of so many channels stand on this device (kernels/codec.h). */
 static int form_of(enum codec_form form, int channels)
 {
-    return form == ROWS_BF16 ? CODEC_FORM_BF16 : form == ROWS_FP32 && channels % 32 == 0 ? CODEC_FORM_SPLIT : CODEC_FORM_PLAIN;
+    return form == ROWS_BF16                         ? CODEC_FORM_BF16
+           : form == ROWS_FP32 && channels % 32 == 0 ? CODEC_FORM_SPLIT
+                                                     : CODEC_FORM_PLAIN;
 }
 
 /* Whether an FP32 matrix is kept in halves for the tensor cores; narrow ones run in FP32. */
@@ -54,18 +56,19 @@ static status_t cuda_adopt(struct backend *be, const struct codec_matrix *host, 
 {
     size_t              bytes = (size_t)host->rows * (size_t)host->taps * (size_t)host->cols * dtype_size(host->format);
     size_t              row_bytes = (size_t)host->rows * sizeof(float);
-    void               *parts[3]  = {NULL, NULL, NULL};
-    status_t            st        = put(be, host->w, bytes, &parts[0]);
-    struct codec_matrix m         = *host;
+    void               *parts[3] = {NULL, NULL, NULL};
+    status_t            st = put(be, host->w, bytes, &parts[0]);
+    struct codec_matrix m = *host;
     if (st == ST_OK)
         st = put(be, host->scales, row_bytes, &parts[1]);
     if (st == ST_OK)
         st = put(be, host->bias, row_bytes, &parts[2]);
-    m.w      = parts[0];
+    m.w = parts[0];
     m.scales = parts[1];
-    m.bias   = parts[2];
+    m.bias = parts[2];
     if (st == ST_OK && is_split(&m))
-        st = CUDA_DO(codec_split_launch(parts[0], (size_t)m.rows * (size_t)m.taps * (size_t)m.cols, cuda_of(be)->stream));
+        st = CUDA_DO(
+            codec_split_launch(parts[0], (size_t)m.rows * (size_t)m.taps * (size_t)m.cols, cuda_of(be)->stream));
     if (st == ST_OK)
         *out = m;
     else
@@ -94,30 +97,42 @@ static status_t cuda_load(struct backend *be, enum codec_form form, void *d_x, c
     return CUDA_DO(codec_snake_launch(form_of(form, 1), d_x, d_wide, NULL, n, 1, cu->stream));
 }
 
-static status_t cuda_dequantize(struct backend *be, float *d_y, const struct codec_books *b, const int32_t *codes, int n)
+static status_t cuda_dequantize(struct backend *be, float *d_y, const struct codec_books *b, const int32_t *codes,
+                                int n)
 {
     struct cuda *cu = cuda_of(be);
     void        *d_codes;
     TRY(cuda_scratch(cu, SCRATCH_SLOT, (size_t)b->count * (size_t)n * sizeof *codes, &d_codes));
     TRY(backend_ops_of(be)->upload(be, d_codes, codes, (size_t)b->count * (size_t)n * sizeof *codes));
-    struct codec_dequantize_args a = {.d_y = d_y, .d_codes = d_codes, .d_table = b->d_table, .d_w = b->d_w, .d_b = b->d_b, .n = n,
-                                      .books = b->count, .latent = b->latent, .first_rows = b->first_rows,
+    struct codec_dequantize_args a = {.d_y = d_y,
+                                      .d_codes = d_codes,
+                                      .d_table = b->d_table,
+                                      .d_w = b->d_w,
+                                      .d_b = b->d_b,
+                                      .n = n,
+                                      .books = b->count,
+                                      .latent = b->latent,
+                                      .first_rows = b->first_rows,
                                       .other_rows = b->other_rows};
     return CUDA_DO(codec_dequantize_launch(&a, cu->stream));
 }
 
-static status_t cuda_join(struct backend *be, void *d_rows, void *d_new, const void *d_old, int past, int n, size_t row_bytes)
+static status_t cuda_join(struct backend *be, void *d_rows, void *d_new, const void *d_old, int past, int n,
+                          size_t row_bytes)
 {
     return CUDA_DO(codec_join_launch(d_rows, d_new, d_old, past, n, row_bytes, cuda_of(be)->stream));
 }
 
-static status_t cuda_conv(struct backend *be, enum codec_form form, const struct codec_matrix *w, const void *d_x, int n,
-                          int stride, int dilation, const struct codec_epilogue *e)
+static status_t cuda_conv(struct backend *be, enum codec_form form, const struct codec_matrix *w, const void *d_x,
+                          int n, int stride, int dilation, const struct codec_epilogue *e)
 {
     int                    channels = e->channels ? e->channels : w->rows;
     struct codec_conv_args a = {
         .form = form_of(form, w->cols),
-        .format = is_split(w) ? CODEC_W_SPLIT : w->format == DT_F32 ? CODEC_W_F32 : w->format == DT_BF16 ? CODEC_W_BF16 : CODEC_W_I8,
+        .format = is_split(w)            ? CODEC_W_SPLIT
+                  : w->format == DT_F32  ? CODEC_W_F32
+                  : w->format == DT_BF16 ? CODEC_W_BF16
+                                         : CODEC_W_I8,
         .n = n,
         .rows = w->rows,
         .taps = w->taps,
@@ -130,7 +145,9 @@ static status_t cuda_conv(struct backend *be, enum codec_form form, const struct
         .d_bias = w->bias,
         .d_gamma = e->d_gamma,
         .d_residual = e->d_residual,
-        .act = e->act == ACT_GELU ? CODEC_ACT_GELU : e->act == ACT_TANH ? CODEC_ACT_TANH : CODEC_ACT_NONE,
+        .act = e->act == ACT_GELU   ? CODEC_ACT_GELU
+               : e->act == ACT_TANH ? CODEC_ACT_TANH
+                                    : CODEC_ACT_NONE,
         .d_y = e->d_y,
         .d_next = e->d_next,
         .next_form = form_of(form, channels),
@@ -140,14 +157,14 @@ static status_t cuda_conv(struct backend *be, enum codec_form form, const struct
     return CUDA_DO(codec_conv_launch(&a, cuda_of(be)->stream));
 }
 
-static status_t cuda_snake(struct backend *be, enum codec_form form, void *d_y, const float *d_x, const float *d_alpha, int n,
-                           int channels)
+static status_t cuda_snake(struct backend *be, enum codec_form form, void *d_y, const float *d_x, const float *d_alpha,
+                           int n, int channels)
 {
     return CUDA_DO(codec_snake_launch(form_of(form, channels), d_y, d_x, d_alpha, n, channels, cuda_of(be)->stream));
 }
 
-static status_t cuda_depthwise(struct backend *be, float *d_y, const float *d_x, const float *d_w, const float *d_b, int n,
-                               int channels, int taps)
+static status_t cuda_depthwise(struct backend *be, float *d_y, const float *d_x, const float *d_w, const float *d_b,
+                               int n, int channels, int taps)
 {
     return CUDA_DO(codec_depthwise_launch(d_y, d_x, d_w, d_b, n, channels, taps, cuda_of(be)->stream));
 }
@@ -155,30 +172,47 @@ static status_t cuda_depthwise(struct backend *be, float *d_y, const float *d_x,
 static status_t cuda_layernorm(struct backend *be, enum codec_form form, void *d_y, const float *d_x, const float *d_w,
                                const float *d_b, int n, int channels, float eps)
 {
-    return CUDA_DO(codec_norm_launch(form_of(form, channels), d_y, d_x, d_w, d_b, n, channels, eps, cuda_of(be)->stream));
+    return CUDA_DO(
+        codec_norm_launch(form_of(form, channels), d_y, d_x, d_w, d_b, n, channels, eps, cuda_of(be)->stream));
 }
 
-static status_t cuda_rmsnorm(struct backend *be, enum codec_form form, void *d_y, const float *d_x, const float *d_w, int n,
-                             int channels, float eps)
+static status_t cuda_rmsnorm(struct backend *be, enum codec_form form, void *d_y, const float *d_x, const float *d_w,
+                             int n, int channels, float eps)
 {
-    return CUDA_DO(codec_norm_launch(form_of(form, channels), d_y, d_x, d_w, NULL, n, channels, eps, cuda_of(be)->stream));
+    return CUDA_DO(
+        codec_norm_launch(form_of(form, channels), d_y, d_x, d_w, NULL, n, channels, eps, cuda_of(be)->stream));
 }
 
-static status_t cuda_silu_mul(struct backend *be, enum codec_form form, void *d_y, const float *d_gate_up, int n, int width)
+static status_t cuda_silu_mul(struct backend *be, enum codec_form form, void *d_y, const float *d_gate_up, int n,
+                              int width)
 {
     return CUDA_DO(codec_silu_mul_launch(form_of(form, width), d_y, d_gate_up, n, width, cuda_of(be)->stream));
 }
 
-static status_t cuda_attention(struct backend *be, enum codec_form form, void *d_y, float *d_qkv, float *d_new, const float *d_old,
-                               const struct codec_attention *a, int n, int pos0, int past)
+static status_t cuda_attention(struct backend *be, enum codec_form form, void *d_y, float *d_qkv, float *d_new,
+                               const float *d_old, const struct codec_attention *a, int n, int pos0, int past)
 {
     struct cuda *cu = cuda_of(be);
     if (a->window > CODEC_WINDOW_MAX)
         return FAIL(ST_EUNSUPPORTED, "codec on cuda: a window of %d does not fit shared memory", a->window);
-    struct codec_rope_args      rope   = {.d_qkv = d_qkv, .d_new = d_new, .d_old = d_old, .d_cos_sin = a->d_cos_sin, .n = n,
-                                          .n_head = a->n_head, .head_dim = a->head_dim, .window = a->window, .pos0 = pos0};
-    struct codec_attention_args attend = {.form = form_of(form, a->n_head * a->head_dim), .d_y = d_y, .d_qkv = d_qkv, .d_old = d_old,
-                                          .n = n, .n_head = a->n_head, .head_dim = a->head_dim, .window = a->window, .past = past};
+    struct codec_rope_args      rope = {.d_qkv = d_qkv,
+                                        .d_new = d_new,
+                                        .d_old = d_old,
+                                        .d_cos_sin = a->d_cos_sin,
+                                        .n = n,
+                                        .n_head = a->n_head,
+                                        .head_dim = a->head_dim,
+                                        .window = a->window,
+                                        .pos0 = pos0};
+    struct codec_attention_args attend = {.form = form_of(form, a->n_head * a->head_dim),
+                                          .d_y = d_y,
+                                          .d_qkv = d_qkv,
+                                          .d_old = d_old,
+                                          .n = n,
+                                          .n_head = a->n_head,
+                                          .head_dim = a->head_dim,
+                                          .window = a->window,
+                                          .past = past};
     TRY(CUDA_DO(codec_rope_launch(&rope, cu->stream)));
     return CUDA_DO(codec_attention_launch(&attend, cu->stream));
 }
