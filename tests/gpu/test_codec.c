@@ -346,6 +346,47 @@ static void against_cpu(const char *dir, int codebooks, int frames)
     free(codes.values);
 }
 
+/* Codes of a synthetic sound by the encoder on a device; a glide over a chord, so that frames differ. */
+static bool encode(const char *device, const char *dir, size_t n, struct codes *out)
+{
+    struct backend_options options = {.rounding = ROUND_NONE};
+    struct codec_options   how     = {.mode = CODEC_FP32, .encoder = true, .chunk_frames = 5};
+    struct backend        *be      = NULL;
+    struct codec          *c       = NULL;
+    float                 *wav     = malloc(n * sizeof *wav);
+    for (size_t i = 0; i < n; i++) {
+        double t = (double)i / 44100;
+        wav[i]   = (float)(0.4 * sin(6.283185307 * (200 + 500 * t) * t) + 0.2 * sin(6.283185307 * 663 * t));
+    }
+    bool good = backend_open(device, &options, &be) == ST_OK && codec_open(be, dir, &how, &c) == ST_OK &&
+                codec_encode(c, wav, n, out) == ST_OK;
+    codec_close(c);
+    backend_close(be);
+    free(wav);
+    return good;
+}
+
+/* A code may differ where two candidates are closer than the devices' rounding, and then the later codebooks of its frame
+ * follow: so frames are counted, and most must be equal in every codebook. */
+static const double EQUAL_FRAMES = 0.75;
+
+static void encoder(const char *dir)
+{
+    struct codes cpu = {0}, gpu = {0};
+    bool         good = encode("cpu", dir, 12 * 2048 - 500, &cpu) && encode("cuda", dir, 12 * 2048 - 500, &gpu);
+    int          equal = 0, frames = cpu.frames;
+    for (int t = 0; good && t < frames; t++) {
+        bool same = true;
+        for (int k = 0; k < cpu.codebooks; k++)
+            same = same && cpu.values[k * frames + t] == gpu.values[k * frames + t];
+        equal += same;
+    }
+    good = good && gpu.frames == frames && gpu.codebooks == cpu.codebooks && equal >= EQUAL_FRAMES * frames;
+    tap_ok(good, "%s: the encoder on the GPU gives the CPU's codes (%d of %d frames equal in all codebooks)", dir, equal, frames);
+    codes_free(&cpu);
+    codes_free(&gpu);
+}
+
 int main(int argc, char **argv)
 {
     if (argc < 2)
@@ -354,6 +395,8 @@ int main(int argc, char **argv)
         convolutions();
     if (tap_wanted("golden"))
         golden(argv[1]);
+    for (int i = 1; i < argc && tap_wanted("encoder"); i++)
+        encoder(argv[i]);
     for (int i = 2; i < argc && tap_wanted("cpu"); i++)
         against_cpu(argv[i], 10, 12);
     return tap_done();
