@@ -41,6 +41,16 @@ static __device__ __forceinline__ uint32_t norm_pair(uint32_t x, float r, float 
     return pack_bf16(norm_one(bf16_low(x), r, w0), norm_one(bf16_high(x), r, w1));
 }
 
+/* The next kernel loads its weights beside ours only if a block of each fits the 65,536 registers of an SM. Gate/up needs
+ * most (256 threads of 152, BF16, or 144, INT8): what comes before and after it must do with 104 or 112. */
+static constexpr int registers(int int8, int fold, int rt, int nt, bool many)
+{
+    return nt > 1 || (rt == 3 && nt == 1) ? 255
+           : rt == 3                      ? (int8 ? 144 : 152)
+           : fold == 2 && !many           ? (int8 ? 112 : 104)
+                                          : 128;
+}
+
 /* INT8: storage format. FOLD, RT: packing and tiles a block. KC: ksteps held at once. NT: column tiles of 8 tokens
  * (fold 2: 4 tokens, the other four columns being the second half of the sum); 0 = one token.
  * MANY: loop over groups of tiles and chunks of ksteps, ksteps added in order. Otherwise a warp has KC ksteps in all: their
@@ -48,7 +58,7 @@ static __device__ __forceinline__ uint32_t norm_pair(uint32_t x, float r, float 
  * from KC to 2 and is the same for one token, whose ksteps are spread over the eight columns: a lane then loads and
  * normalizes 4 values per 8 ksteps instead of 32. */
 template <int INT8, int FOLD, int RT, int KC, int NT, int XM, bool MANY>
-static __global__ void __launch_bounds__(LINEAR_WARPS *WARP, NT <= 1 && RT < 3 ? 2 : 1) linear_kernel(const linear_args p)
+static __global__ void __maxnreg__(registers(INT8, FOLD, RT, NT, MANY)) linear_kernel(const linear_args p)
 {
     constexpr int  NTILE = NT == 0 ? 1 : NT, TOK = NT == 0 ? 1 : (FOLD == 2 ? 4 : 8) * NT, RP = FOLD == 2 ? 8 : 16;
     constexpr int  RAW = INT8 ? RT * KC / 2 : RT * KC, SETS = (KC + 7) / 8, ROWS = RT * RP;
@@ -106,9 +116,10 @@ static __global__ void __launch_bounds__(LINEAR_WARPS *WARP, NT <= 1 && RT < 3 ?
     if (XM == X_NORM_SMEM)
         for (int k = threadIdx.x * 4; k < padded - 8; k += 4 * LINEAR_WARPS * WARP)
             *(float4 *)(s_norm + k) = *(const float4 *)(p.norm + k);
-    /* INT8 becomes BF16 before the wait, but for the last tile, which is converted while x is on its way: a product whose
+    /* INT8 becomes BF16 before the wait, but for the last tiles, which are converted while x is on its way: a product whose
      * weights come late must not hold up the request for x. */
-    constexpr bool LATE = INT8 && NTILE == 1; /* the last tile's fragments are made where they are used */
+    constexpr bool LATE = INT8 && NTILE == 1; /* the last tiles' fragments are made where they are used */
+    constexpr int  EARLY = RT == 3 && NT == 0 ? 1 : RT - 1; /* tiles made before the wait: registers bound them */
     uint32_t       early[!MANY && INT8 ? RT * KC * 4 : 1];
     auto     convert = [&](int first, int last) {
 #pragma unroll
@@ -119,9 +130,9 @@ static __global__ void __launch_bounds__(LINEAR_WARPS *WARP, NT <= 1 && RT < 3 ?
         }
     };
     if constexpr (!MANY && INT8) {
-        convert(0, RT - 1);
+        convert(0, EARLY);
 #pragma unroll
-        for (int i = 0; i < (RT - 1) * KC * 4; i++)
+        for (int i = 0; i < EARLY * KC * 4; i++)
             asm volatile("" : "+r"(early[i])); /* here, and not where the compiler would like it */
     }
     pdl_wait();
@@ -153,7 +164,7 @@ static __global__ void __launch_bounds__(LINEAR_WARPS *WARP, NT <= 1 && RT < 3 ?
         }
         fetch_residual(blockIdx.x);
         if constexpr (INT8 && !LATE)
-            convert(RT - 1, RT);
+            convert(EARLY, RT);
 #pragma unroll
         for (int j = 0; j < SETS; j++)
             ss += squares(x[2 * j], x[2 * j + 1]);
@@ -184,7 +195,7 @@ static __global__ void __launch_bounds__(LINEAR_WARPS *WARP, NT <= 1 && RT < 3 ?
             }
         fetch_residual(blockIdx.x);
         if constexpr (INT8 && !LATE)
-            convert(RT - 1, RT);
+            convert(EARLY, RT);
 #pragma unroll
         for (int n = 0; n < NTILE; n++) {
             float q[8 * SETS] = {};
@@ -311,7 +322,7 @@ static __global__ void __launch_bounds__(LINEAR_WARPS *WARP, NT <= 1 && RT < 3 ?
         b[0] = v.x, b[1] = v.y, b[2] = v.z, b[3] = v.w;
     };
     auto fragment = [&](int m, int s, uint32_t *f) { /* not MANY */
-        if (INT8 && LATE && m == RT - 1) {
+        if (INT8 && LATE && m >= EARLY) {
             const uint4 v = raw[INT8 ? m * (KC / 2) + s / 2 : 0];
             int8_fragment(s % 2 ? v.z : v.x, s % 2 ? v.w : v.y, f);
         } else if (INT8) {
@@ -352,7 +363,7 @@ static __global__ void __launch_bounds__(LINEAR_WARPS *WARP, NT <= 1 && RT < 3 ?
                 for (int s = 0; s < KC; s += 2)
                     load_x(0, 0, s, b[0] + 2 * s);
             if constexpr (INT8 && !LATE && XM != X_NORM_REG)
-                convert(RT - 1, RT);
+                convert(EARLY, RT);
 #pragma unroll
             for (int n = 0; n < NTILE; n++) {
                 if (XM != X_NORM_REG && n + 1 < NTILE)

@@ -18,8 +18,8 @@ struct block_shared {
     int      n_history;
 };
 
-/* Candidates of a thread: i = tid + THREADS·slot, cleaned and penalized. PER slots live in registers; PER 0 reads again. */
-template <int PER> struct candidates {
+/* Candidates of a thread: i = tid + T·slot, cleaned and penalized. PER slots live in registers; PER 0 reads again. */
+template <int PER, int T> struct candidates {
     const uint16_t *logits;
     const uint32_t *penalized; /* bit per candidate, or NULL */
     float           penalty;
@@ -43,15 +43,16 @@ template <int PER> struct candidates {
         if (PER) {
 #pragma unroll
             for (int s = 0; s < (PER ? PER : 1); s++)
-                if ((int)threadIdx.x + s * THREADS < n)
-                    f((int)threadIdx.x + s * THREADS, z[s], s);
+                if ((int)threadIdx.x + s * T < n)
+                    f((int)threadIdx.x + s * T, z[s], s);
         } else
-            for (int i = threadIdx.x; i < n; i += THREADS)
+            for (int i = threadIdx.x; i < n; i += T)
                 f(i, read(i), 0);
     }
 };
 
-/* Largest a (and among equals the smallest b) over the block; every thread gets both. */
+/* Largest a (and among equals the smallest b) over a block of W warps; every thread gets both. */
+template <int W = WARPS>
 static __device__ __forceinline__ void block_best(uint32_t *a, uint32_t *b, struct block_shared *s)
 {
     const int      warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
@@ -59,7 +60,7 @@ static __device__ __forceinline__ void block_best(uint32_t *a, uint32_t *b, stru
     if (lane == 0)
         s->warp_a[warp] = top, s->warp_b[warp] = low;
     __syncthreads();
-    const uint32_t x = s->warp_a[lane % WARPS], y = s->warp_b[lane % WARPS];
+    const uint32_t x = s->warp_a[lane % W], y = s->warp_b[lane % W];
     *a = __reduce_max_sync(~0u, x);
     *b = __reduce_min_sync(~0u, x == *a ? y : ~0u);
     __syncthreads();
@@ -103,8 +104,7 @@ struct cut {
 
 /* The longest prefix that fits top-p and top-k (sampler_math.h, step 4): a histogram over the distance to the best, then
  * ever finer ones over the keys of the one bin that does not fit whole, until that bin holds a single value. */
-template <int PER>
-static __device__ struct cut find_cut(const candidates<PER> &c, float best, uint32_t key_low, float top_p, int top_k,
+static __device__ struct cut find_cut(const candidates<0, THREADS> &c, float best, uint32_t key_low, float top_p, int top_k,
                                       uint32_t *tie_bits, struct block_shared *s)
 {
     const int      tid  = threadIdx.x;
@@ -232,6 +232,168 @@ static __device__ __forceinline__ float rough_exponential(uint32_t word)
     return -__logf(((float)word + 0.5f) * 2.3283064365386963e-10f);
 }
 
+/* Step 5 over what find_cut() keeps, reading the candidates again: rough scores first; the exact one, whose noise takes
+ * FP64, only for those that can be the largest. */
+template <typename N>
+static __device__ int draw_above(const candidates<0, THREADS> &c, const struct cut &cut, float top_z, int best_index,
+                                 float temperature, int draw, N noise, struct block_shared *s)
+{
+    const float tau = temperature > 1e-5f ? temperature : 1e-5f, top = SAMPLER_DIV(top_z, tau);
+    uint32_t    score = 0, at = ~0u, rough = 0, unused = 0;
+    auto        weight = [&](int i, float z) { /* 0: not kept, or cannot win (the best has 1) */
+        const uint32_t key = sampler_key(z);
+        return key < cut.key || (key == cut.key && i > cut.boundary) ? 0.0f
+                                                                     : sampler_exp(SAMPLER_SUB(SAMPLER_DIV(z, tau), top));
+    };
+    c.each([&](int i, float z, int slot) {
+        const float e = weight(i, z);
+        if (e > 0.0f)
+            rough = max(rough, sampler_bits(__fdividef(e, rough_exponential(noise(i, draw)))));
+    });
+    block_best(&rough, &unused, s);
+    const float bar = sampler_float(rough) * 0.99f;
+    c.each([&](int i, float z, int slot) {
+        const float e = weight(i, z);
+        if (!(e > 0.0f))
+            return;
+        const uint32_t word = noise(i, draw);
+        if (__fdividef(e, rough_exponential(word)) < bar)
+            return;
+        const uint32_t v = sampler_bits(SAMPLER_DIV(e, sampler_exponential(word)));
+        if (at == ~0u || v > score)
+            score = v, at = (uint32_t)i;
+    });
+    block_best(&score, &at, s);
+    return at == ~0u ? best_index : (int)at;
+}
+
+/* What draw_held() shares: a place of its own for every step, so that a step takes one barrier. */
+struct held_shared {
+    uint64_t winner;             /* score << 32 | ~index of the best contender, where there are several */
+    int      single, several;    /* a contender; whether one thread has two */
+    uint32_t part[4][WARPS];     /* of each warp: largest rough score; mass, low 24 bits and the rest; count */
+    uint32_t rough[WARPS];
+};
+
+/* Sum over the block of what its warps published: one 64-bit value a thread, below 2^48. */
+template <int W>
+static __device__ __forceinline__ uint64_t held_sum(const struct held_shared *s, int lane)
+{
+    const uint32_t low = __reduce_add_sync(~0u, lane < W ? s->part[1][lane] : 0u);
+    uint64_t       high = lane < W ? s->part[2][lane] : 0u;
+#pragma unroll
+    for (int o = WARP / 2; o; o >>= 1)
+        high += __shfl_xor_sync(~0u, high, o);
+    return low + (high << 24);
+}
+
+/* The draw when every candidate is held in registers, without ordering them: of all candidates that are still in question
+ * the one with the largest score is the winner if it lies in the nucleus, which takes one sum over what stands before it;
+ * if it does not, neither does anything after it, and the best of the rest is asked. Usually the first or second answer
+ * holds, as most of the mass lies in the nucleus; a wrong one leaves half of the rest on average.
+ * noise[] and rate[]: words of the candidates, and roughly 1 / their exponential.
+ * rows [last_row + 1][width]: what candidate i is followed by. */
+template <int PER, int T>
+static __device__ __forceinline__ int draw_held(const candidates<PER, T> &c, float top_z, int best_index, float temperature,
+                                                float top_p, int top_k, const uint32_t *noise, const float *rate,
+                                                const uint16_t *rows, int last_row, int width, struct held_shared *s)
+{
+    constexpr int  W = T / WARP;
+    const int      tid = threadIdx.x, warp = tid / WARP, lane = tid % WARP;
+    const uint32_t most = (uint32_t)(top_k > 0 && top_k < c.n ? top_k : c.n);
+    const float    tau = temperature > 1e-5f ? temperature : 1e-5f, top = SAMPLER_DIV(top_z, tau);
+    uint64_t       mass[PER], sum = 0;
+    float          rough[PER]; /* < 0: out of question */
+    /* Rough weights are within 1e-3 as long as the rounding of z/tau is; beyond that they are computed as they are. */
+    const bool  plain = fabsf(top) < 4096.0f;
+    const float per_tau = __fdividef(1.0f, tau);
+    auto        weight = [&](float z) { return sampler_exp(SAMPLER_SUB(SAMPLER_DIV(z, tau), top)); };
+    auto           publish_rough = [&](uint32_t *to) {
+        uint32_t most_rough = 0;
+#pragma unroll
+        for (int k = 0; k < PER; k++)
+            most_rough = max(most_rough, rough[k] > 0.0f ? sampler_bits(rough[k]) : 0u);
+        most_rough = __reduce_max_sync(~0u, most_rough);
+        if (lane == 0)
+            to[warp] = most_rough;
+    };
+    auto publish_sum = [&](uint64_t v) {
+        const uint32_t low = __reduce_add_sync(~0u, (uint32_t)v & 0xffffffu), high = __reduce_add_sync(~0u, (uint32_t)(v >> 24));
+        if (lane == 0)
+            s->part[1][warp] = low, s->part[2][warp] = high;
+    };
+#pragma unroll
+    for (int k = 0; k < PER; k++) {
+        mass[k] = 0, rough[k] = -1.0f;
+        if (tid + k * T < c.n) {
+            const float d = SAMPLER_SUB(c.z[k], top_z), e = plain ? __expf(d * per_tau) : weight(c.z[k]);
+            mass[k] = sampler_mass(d);
+            if (e > 0.0f)
+                rough[k] = e * rate[k];
+            sum += mass[k];
+        }
+    }
+    publish_rough(s->part[0]);
+    publish_sum(sum);
+    if (tid == 0)
+        s->winner = 0, s->several = 0;
+    __syncthreads();
+    uint32_t       bar_bits = __reduce_max_sync(~0u, lane < W ? s->part[0][lane] : 0u);
+    const uint64_t limit = sampler_threshold(top_p, held_sum<W>(s, lane));
+    if (bar_bits == 0) /* temperature took the best one to infinity */
+        return best_index;
+    for (;;) {
+        const float bar = sampler_float(bar_bits) * 0.99f;
+        int         mine = 0;
+#pragma unroll
+        for (int k = 0; k < PER; k++)
+            if (rough[k] >= bar)
+                s->single = tid + k * T, mine++;
+        if (mine > 1)
+            s->several = 1;
+        const int threads = __syncthreads_count(mine > 0);
+        int       winner = s->single;
+        if (threads > 1 || s->several) { /* the exact score, whose noise takes FP64, only where rough ones do not decide */
+#pragma unroll
+            for (int k = 0; k < PER; k++)
+                if (rough[k] >= bar) {
+                    const uint32_t score = sampler_bits(SAMPLER_DIV(weight(c.z[k]), sampler_exponential(noise[k])));
+                    atomicMax((unsigned long long *)&s->winner, (uint64_t)score << 32 | (uint32_t)~(tid + k * T));
+                }
+            __syncthreads();
+            winner = (int)~(uint32_t)s->winner;
+        }
+        if (64 * tid < width) /* a line of what the winner, most likely, is followed by */
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(rows + (size_t)min(winner, last_row) * width + 64 * tid));
+        if (winner == best_index) /* the first entry is always kept */
+            return winner;
+        const uint32_t key = sampler_key(c.read(winner));
+        uint32_t       count = 0;
+        sum = 0;
+#pragma unroll
+        for (int k = 0; k < PER; k++) {
+            const int      i = tid + k * T;
+            const uint32_t own = sampler_key(c.z[k]);
+            if (i < c.n && (own > key || (own == key && i <= winner)))
+                sum += mass[k], count++;
+            if (!(own > key || (own == key && i < winner)))
+                rough[k] = -1.0f;
+        }
+        publish_sum(sum);
+        count = __reduce_add_sync(~0u, count);
+        if (lane == 0)
+            s->part[3][warp] = count;
+        publish_rough(s->rough);
+        __syncthreads();
+        if (held_sum<W>(s, lane) <= limit && __reduce_add_sync(~0u, lane < W ? s->part[3][lane] : 0u) <= most)
+            return winner;
+        bar_bits = __reduce_max_sync(~0u, lane < W ? s->rough[lane] : 0u);
+        if (tid == 0)
+            s->winner = 0, s->several = 0;
+        __syncthreads();
+    }
+}
+
 /* ---- what a frame leaves behind --------------------------------------------------------------------------------- */
 
 /* decode.md §3: columns of the slow stack's input. */
@@ -239,31 +401,37 @@ static __device__ void embed_column(const struct sample_model &m, const int32_t 
 {
     const bool  semantic = column[0] >= m.semantic_begin && column[0] <= m.semantic_end;
     const float factor   = __fdiv_rn(1.0f, __fsqrt_rn((float)(m.num_codebooks + 1)));
-    for (int j = threadIdx.x; j < m.dim; j += blockDim.x) {
-        float e = 0.0f;
-        const float text = __uint_as_float((uint32_t)m.d_embeddings[(size_t)column[0] * m.dim + j] << 16);
+    for (int j = 4 * threadIdx.x; j < m.dim; j += 4 * blockDim.x) { /* widths are multiples of 8 */
+        const uint2 text = *(const uint2 *)(m.d_embeddings + (size_t)column[0] * m.dim + j);
+        float       e[4] = {}, v[4] = {bf16_low(text.x), bf16_high(text.x), bf16_low(text.y), bf16_high(text.y)};
         if (semantic) {
 #pragma unroll 10
-            for (int c = 0; c < m.num_codebooks; c++)
-                e = __fadd_rn(e, __uint_as_float((uint32_t)m.d_codebook_embeddings[((size_t)c * m.codebook_size +
-                                                                                    column[1 + c]) * m.dim + j] << 16));
+            for (int c = 0; c < m.num_codebooks; c++) {
+                const uint2 one = *(const uint2 *)(m.d_codebook_embeddings +
+                                                   ((size_t)c * m.codebook_size + column[1 + c]) * m.dim + j);
+                e[0] = __fadd_rn(e[0], bf16_low(one.x)), e[1] = __fadd_rn(e[1], bf16_high(one.x));
+                e[2] = __fadd_rn(e[2], bf16_low(one.y)), e[3] = __fadd_rn(e[3], bf16_high(one.y));
+            }
         }
-        float v = round_bf16(__fadd_rn(text, round_bf16(e)));
-        if (semantic && m.scale_embeddings)
-            v = round_bf16(__fmul_rn(v, factor));
-        x[j] = __bfloat16_as_ushort(__float2bfloat16_rn(v));
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            v[i] = round_bf16(__fadd_rn(v[i], round_bf16(e[i])));
+            if (semantic && m.scale_embeddings)
+                v[i] = round_bf16(__fmul_rn(v[i], factor));
+        }
+        *(uint2 *)(x + j) = make_uint2(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]));
     }
 }
 
 /* The fast stack's first two inputs: the slow hidden state and code 0. */
-static __device__ void fast_input(const struct sample_model &m, int seq, int code, struct block_shared *s)
+template <int T> static __device__ void fast_input(const struct sample_model &m, int seq, int code, struct block_shared *s)
 {
     uint16_t       *hidden = m.d_fast_x + (size_t)(2 * seq) * m.fast_x_stride, *second = hidden + m.fast_x_stride;
     const uint16_t *x      = m.d_x + (size_t)seq * m.x_stride;
     float           r      = 0.0f;
     if (!m.has_project_in && m.norm_hidden) {
         float ss = 0.0f;
-        for (int j = threadIdx.x; j < m.dim; j += THREADS) {
+        for (int j = threadIdx.x; j < m.dim; j += T) {
             const float v = __uint_as_float((uint32_t)load_l2_2(x + j) << 16);
             ss += v * v;
         }
@@ -271,10 +439,10 @@ static __device__ void fast_input(const struct sample_model &m, int seq, int cod
         if (threadIdx.x % WARP == 0)
             s->warp_a[threadIdx.x / WARP] = __float_as_uint(ss);
         __syncthreads();
-        r = threadIdx.x % WARP < WARPS ? __uint_as_float(s->warp_a[threadIdx.x % WARP]) : 0.0f;
+        r = threadIdx.x % WARP < T / WARP ? __uint_as_float(s->warp_a[threadIdx.x % WARP]) : 0.0f;
         r = 1.0f / sqrtf(warp_sum(r) / (float)m.dim + m.eps);
     }
-    for (int j = threadIdx.x; j < m.fast_dim; j += THREADS) {
+    for (int j = threadIdx.x; j < m.fast_dim; j += T) {
         uint16_t v;
         if (m.has_project_in)
             v = load_l2_2(hidden + j);
@@ -326,18 +494,19 @@ static __device__ void finish_frame(const struct sample_model &m, int seq, struc
 
 /* ---- the kernel --------------------------------------------------------------------------------------------------- */
 
-template <int PER> static __global__ void __launch_bounds__(THREADS)
+template <int PER, int T> static __global__ void __launch_bounds__(T)
 sample_kernel(const struct sample_model m, const struct sample_call call)
 {
     extern __shared__ uint32_t bits[]; /* penalized candidates, then ties: one bit each */
     __shared__ struct block_shared s;
+    __shared__ struct held_shared  held;
     const int seq = blockIdx.x, tid = threadIdx.x, words = (call.n + 31) / 32, codebook = call.codebook;
     struct sample_state *st = m.d_state + seq;
 
     /* Before the wait: everything that depends on earlier frames alone. Codes of this frame are not touched. */
     const int      length = (int)load_l2_4(&st->length), history_n = (int)load_l2_4(&st->history_n);
     const uint32_t own_id = load_l2_4(&st->id);
-    for (int w = tid; w < words; w += THREADS)
+    for (int w = tid; w < words; w += T)
         bits[w] = 0;
     if (m.s2) {
         if (tid == 0) {
@@ -365,7 +534,7 @@ sample_kernel(const struct sample_model m, const struct sample_call call)
                 atomicOr(&bits[i / 32], 1u << (i % 32));
         }
     }
-    candidates<PER> c;
+    candidates<PER, T> c;
     c.logits    = call.d_logits + (size_t)seq * call.stride;
     c.penalized = m.s2 || length == 0 ? NULL : bits;
     c.penalty   = m.penalty;
@@ -373,12 +542,17 @@ sample_kernel(const struct sample_model m, const struct sample_call call)
     auto noise = [&](int i, int draw) {
         return sampler_noise_word(m.seed, own_id, (uint32_t)length, (uint32_t)codebook, (uint32_t)draw, (uint32_t)c.id(i));
     };
-    uint32_t early[PER ? PER : 1];
-    if (PER && !m.greedy) {
+    uint32_t word[PER ? PER : 1];
+    float    rate[PER ? PER : 1];
+    auto     make_noise = [&](int draw) {
 #pragma unroll
-        for (int k = 0; k < (PER ? PER : 1); k++)
-            early[k] = tid + k * THREADS < call.n ? noise(tid + k * THREADS, 0) : 0u;
-    }
+        for (int k = 0; k < PER; k++) {
+            word[k] = tid + k * T < call.n ? noise(tid + k * T, draw) : 0u;
+            rate[k] = __fdividef(1.0f, rough_exponential(word[k]));
+        }
+    };
+    if (PER && !m.greedy)
+        make_noise(0);
     __syncthreads();
     pdl_wait();
     if (codebook + 1 < m.num_codebooks)
@@ -388,7 +562,7 @@ sample_kernel(const struct sample_model m, const struct sample_call call)
     if (PER) {
 #pragma unroll
         for (int k = 0; k < (PER ? PER : 1); k++)
-            c.z[k] = tid + k * THREADS < call.n ? c.read(tid + k * THREADS) : 0.0f;
+            c.z[k] = tid + k * T < call.n ? c.read(tid + k * T) : 0.0f;
     }
     c.each([&](int i, float z, int slot) {
         const uint32_t key = sampler_key(z);
@@ -396,49 +570,24 @@ sample_kernel(const struct sample_model m, const struct sample_call call)
         if (best_index == ~0u || key > best)
             best = key, best_index = (uint32_t)i;
     });
-    block_best(&best, &best_index, &s);
+    block_best<T / WARP>(&best, &best_index, &s);
     const float top_z = sampler_float(best & 0x80000000u ? best & 0x7fffffffu : ~best);
     int         result = (int)best_index;
     if (!m.greedy && top_z >= -FLT_MAX) {
         uint32_t inverted = ~lowest, unused = 0;
-        block_best(&inverted, &unused, &s);
+        if constexpr (PER == 0)
+            block_best(&inverted, &unused, &s);
         float temperature = m.temperature, top_p = m.top_p;
         for (int draw = 0; draw < 2; draw++) {
-            const struct cut cut = find_cut(c, top_z, ~inverted, top_p, m.top_k, bits + words, &s);
-            result = (int)best_index;
-            if (cut.kept > 1) {
-                const float tau = temperature > 1e-5f ? temperature : 1e-5f, top = SAMPLER_DIV(top_z, tau);
-                uint32_t    score = 0, at = ~0u, rough = 0, unused_at = 0;
-                float       rough_of[PER ? PER : 1];
-                auto        weight = [&](int i, float z) { /* 0: not kept, or cannot win (the best has 1) */
-                    const uint32_t key = sampler_key(z);
-                    return key < cut.key || (key == cut.key && i > cut.boundary)
-                               ? 0.0f : sampler_exp(SAMPLER_SUB(SAMPLER_DIV(z, tau), top));
-                };
-                /* Rough scores first; the exact one, whose noise takes FP64, only for those that can be the largest. */
-                c.each([&](int i, float z, int slot) {
-                    const float e = weight(i, z);
-                    rough_of[slot] = 0.0f;
-                    if (e > 0.0f) {
-                        rough_of[slot] = __fdividef(e, rough_exponential(PER && draw == 0 ? early[slot] : noise(i, draw)));
-                        rough          = max(rough, sampler_bits(rough_of[slot]));
-                    }
-                });
-                block_best(&rough, &unused_at, &s);
-                const float bar = sampler_float(rough) * 0.99f;
-                c.each([&](int i, float z, int slot) {
-                    if (PER && !(rough_of[slot] >= bar && rough_of[slot] > 0.0f))
-                        return;
-                    const float e = weight(i, z);
-                    if (!(e > 0.0f))
-                        return;
-                    const uint32_t word = PER && draw == 0 ? early[slot] : noise(i, draw);
-                    const uint32_t v = sampler_bits(SAMPLER_DIV(e, sampler_exponential(word)));
-                    if (at == ~0u || v > score)
-                        score = v, at = (uint32_t)i;
-                });
-                block_best(&score, &at, &s);
-                result = (int)at;
+            if constexpr (PER > 0) {
+                if (draw > 0)
+                    make_noise(draw);
+                result = draw_held(c, top_z, (int)best_index, temperature, top_p, m.top_k, word, rate,
+                                   m.d_fast_embeddings, m.codebook_size - 1, m.fast_dim, &held);
+            } else {
+                const struct cut cut = find_cut(c, top_z, ~inverted, top_p, m.top_k, bits + words, &s);
+                result = cut.kept > 1 ? draw_above(c, cut, top_z, (int)best_index, temperature, draw, noise, &s)
+                                      : (int)best_index;
             }
             bool again = false; /* S2: a token of the recent past is drawn once more, more freely */
             for (int h = 0; m.s2 && codebook == 0 && draw == 0 && h < s.n_history; h++)
@@ -460,7 +609,7 @@ sample_kernel(const struct sample_model m, const struct sample_call call)
         __syncthreads();
         if (tid == 0)
             st->frame[0] = id, st->frame[1] = code;
-        fast_input(m, seq, code, &s);
+        fast_input<T>(m, seq, code, &s);
         return;
     }
     if (forced)
@@ -468,8 +617,9 @@ sample_kernel(const struct sample_model m, const struct sample_call call)
     if (tid == 0)
         st->frame[1 + codebook] = id;
     if (codebook + 1 < m.num_codebooks) {
-        for (int j = tid; j < m.fast_dim; j += THREADS)
-            m.d_fast_x[(size_t)seq * m.fast_x_stride + j] = m.d_fast_embeddings[(size_t)id * m.fast_dim + j];
+        for (int j = 4 * tid; j < m.fast_dim; j += 4 * T) /* widths are multiples of 8 */
+            *(uint2 *)(m.d_fast_x + (size_t)seq * m.fast_x_stride + j) =
+                *(const uint2 *)(m.d_fast_embeddings + (size_t)id * m.fast_dim + j);
         return;
     }
     __syncthreads();
@@ -481,16 +631,16 @@ static __global__ void embed_kernel(const struct sample_model m, const int32_t *
     embed_column(m, cols + (size_t)blockIdx.x * (1 + m.num_codebooks), x + (size_t)blockIdx.x * m.x_stride);
 }
 
-template <int PER>
+template <int PER, int T>
 static cudaError_t enqueue(const struct sample_model *m, const struct sample_call *call, cudaStream_t stream)
 {
     const size_t smem = 2 * (size_t)((call->n + 31) / 32) * sizeof(uint32_t);
     if (smem > 24 * 1024) {
-        cudaError_t e = cudaFuncSetAttribute(sample_kernel<PER>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem);
+        cudaError_t e = cudaFuncSetAttribute(sample_kernel<PER, T>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem);
         if (e != cudaSuccess)
             return e;
     }
-    return launch(sample_kernel<PER>, dim3(m->batch), dim3(THREADS), smem, stream, call->pdl, (const struct sample_model)*m,
+    return launch(sample_kernel<PER, T>, dim3(m->batch), dim3(T), smem, stream, call->pdl, (const struct sample_model)*m,
                   (const struct sample_call)*call);
 }
 
@@ -498,8 +648,9 @@ extern "C" cudaError_t sample_launch(const struct sample_model *m, const struct 
 {
     if (call->n < 1 || call->n > SAMPLE_MAX_CANDIDATES || m->num_codebooks > SAMPLE_MAX_CODEBOOKS)
         return cudaErrorInvalidValue;
-    return call->n <= THREADS ? enqueue<1>(m, call, stream) : call->n <= 5 * THREADS ? enqueue<5>(m, call, stream)
-                                                                                     : enqueue<0>(m, call, stream);
+    if (call->n <= 4 * 256) /* a small block finds room beside the kernel before it, and its barriers are cheap */
+        return enqueue<4, 256>(m, call, stream);
+    return call->n <= 9 * 512 ? enqueue<9, 512>(m, call, stream) : enqueue<0, THREADS>(m, call, stream);
 }
 
 extern "C" cudaError_t sample_embed_launch(const struct sample_model *m, const int32_t *d_cols, int n, uint16_t *d_x,
